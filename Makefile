@@ -1,0 +1,33 @@
+# make demo [AUDIO=folder]   the whole story on a laptop: prepare, pre-train, probe, report
+# make test                  all tests; make lint: style, types, spelling
+# Both set up .venv themselves, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_FOLDER ?= results/demo
+AUDIO ?=
+
+.PHONY: demo test lint clean
+demo: $(VENV)/.installed-demo
+	$(BIN)/python recipes/demo.py $(DEMO_FOLDER) $(if $(AUDIO),--audio="$(AUDIO)")
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint .
+	$(BIN)/codespell
+
+# One stamp for each extra: a second run installs nothing. Changing setup.py renews them.
+$(VENV)/.installed-%: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; choose it with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""Packaging of summarymixing: dependency ranges and extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+    # torch and torchaudio are released as matched pairs.
+    "torch>=2.11,<2.12",
+    "torchaudio>=2.11,<2.12",
+    "speechbrain>=1.1.2,<1.2",
+    "hyperpyyaml>=1.2.3,<2",
+    "numpy>=1.26",
+    "sentencepiece>=0.2",
+    "soundfile>=0.13",
+    "safetensors>=0.4",
+    "tqdm>=4.66",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+]
+DEMO = ["espeakng-loader>=0.2"]  # speech synthesis for miniature corpora
+TEST = [*DEMO, "pytest>=8"]
+DEV = [
+    *TEST,
+    "ruff>=0.12,<1",
+    "mypy>=1.15",
+    "yamllint>=1.35",
+    "codespell>=2.3",
+    "pre-commit>=4",
+]
+
+setup(
+    name="summarymixing",
+    version="0.1.0",
+    description=(
+        "Self-supervised speech pre-training in linear time: wav2vec 2.0 with "
+        "a SummaryMixing Conformer, on SpeechBrain"
+    ),
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["summarymixing", "summarymixing.*"]),
+    package_data={"summarymixing": ["py.typed"]},
+    install_requires=INSTALL,
+    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+    ],
+)
