@@ -1,0 +1,1 @@
+"""Mathematics without input or output: mixers, masks, quantiser, losses."""

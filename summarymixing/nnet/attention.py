@@ -1,0 +1,145 @@
+"""Attention baselines behind the mixer interface `mixer(x, padding_mask)`.
+
+Letters: B utterances, T frames, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
+from torch import Tensor, nn
+
+from summarymixing.nnet.masking import zero_padding
+from summarymixing.nnet.summary_mixing import head_width
+
+
+class MultiHeadAttention(nn.Module):
+    """Plain multi-head attention through the fused kernel, without weights.
+
+    Positions come from the encoder's input (absolute sine positions); this
+    is the 165 M baseline of the paper.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D of input and output.
+    num_heads : int
+        Must divide d_model (ValueError).
+    dropout : float
+        On the attention weights, in training.
+
+    Example
+    -------
+    >>> mixer = MultiHeadAttention(d_model=16, num_heads=2)
+    >>> mixer(torch.rand(2, 5, 16), None).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int = 8, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.width = head_width(d_model, num_heads)
+        self.dropout = dropout
+        self.project_in = nn.Linear(d_model, 3 * d_model)
+        self.project_out = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.project_in.bias)
+        nn.init.zeros_(self.project_out.bias)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attend over the valid frames of each utterance.
+
+        Arguments
+        ---------
+        x : Tensor, (B, T, D)
+        padding_mask : Tensor, bool, (B, T), or None
+            True on padding.
+
+        Returns
+        -------
+        Tensor, (B, T, D)
+            Zero on padding.
+        """
+        batch, length, d_model = x.shape
+        # Padded values must be finite: 0 x NaN in the weighted sum is NaN.
+        x = zero_padding(x, padding_mask)
+        q, k, v = (
+            self.project_in(x)
+            .view(batch, length, 3, self.num_heads, self.width)
+            .permute(2, 0, 3, 1, 4)  # (3, B, H, T, width)
+        )
+        # Without padding no mask is passed, so that the flash kernel serves.
+        keep = None if padding_mask is None else ~padding_mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, keep, dropout_p=self.dropout if self.training else 0.0
+        )
+        mixed = mixed.transpose(1, 2).reshape(batch, length, d_model)
+        return zero_padding(self.project_out(mixed), padding_mask)
+
+
+class RotaryAttention(nn.Module):
+    """SpeechBrain's rotary attention (RoPEMHA) as a mixer.
+
+    Arguments and shapes are those of `MultiHeadAttention`.
+
+    Example
+    -------
+    >>> RotaryAttention(d_model=16, num_heads=2)(torch.rand(2, 5, 16)).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int = 8, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        head_width(d_model, num_heads)
+        self.attention = RoPEMHA(d_model, num_heads, dropout=dropout)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attend with rotary positions; x and the result are (B, T, D)."""
+        x = zero_padding(x, padding_mask)
+        mixed, _ = self.attention(x, x, x, key_padding_mask=padding_mask)
+        return zero_padding(mixed, padding_mask)
+
+
+class RelativePositionAttention(nn.Module):
+    """SpeechBrain's relative-position attention (RelPosMHAXL) as a mixer.
+
+    Arguments and shapes are those of `MultiHeadAttention`.
+
+    Example
+    -------
+    >>> mixer = RelativePositionAttention(d_model=16, num_heads=2)
+    >>> mixer(torch.rand(2, 5, 16)).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int = 8, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        head_width(d_model, num_heads)
+        self.attention = RelPosMHAXL(d_model, num_heads, dropout=dropout)
+        self.positions = RelPosEncXL(d_model)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attend with relative positions; x and the result are (B, T, D)."""
+        x = zero_padding(x, padding_mask)
+        if padding_mask is not None:
+            # A row without any valid frame would be a softmax over nothing.
+            all_padding = padding_mask.all(dim=1, keepdim=True)
+            keep_one = torch.zeros_like(padding_mask)
+            keep_one[:, :1] = all_padding
+            padding_mask = padding_mask & ~keep_one
+        mixed, _ = self.attention(
+            x,
+            x,
+            x,
+            pos_embs=self.positions(x),
+            key_padding_mask=padding_mask,
+        )
+        if padding_mask is None:
+            return mixed
+        return zero_padding(mixed, padding_mask | keep_one)

@@ -1,0 +1,150 @@
+"""Contrastive and diversity losses of wav2vec 2.0 (section 2, equations 3-4).
+
+Letters: B utterances, M masked frames of the longest, C width of targets,
+K negatives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from summarymixing.nnet.quantiser import perplexity
+
+
+def draw_negatives(
+    num_masked: int, num_negatives: int, rng: torch.Generator
+) -> Tensor:
+    """Draw negatives from the other masked frames of one utterance.
+
+    Arguments
+    ---------
+    num_masked : int
+        Masked frames of the utterance, at least 2: with one frame there is
+        no other.
+    num_negatives : int
+        K, drawn with replacement.
+    rng : torch.Generator
+        Decides the device too.
+
+    Returns
+    -------
+    Tensor, int64, (num_masked, K)
+        Indices into the utterance's masked frames; row i never holds i.
+
+    Example
+    -------
+    >>> draw_negatives(2, 3, torch.Generator())
+    tensor([[1, 1, 1],
+            [0, 0, 0]])
+    """
+    own = torch.arange(num_masked, device=rng.device).unsqueeze(1)
+    drawn = torch.randint(
+        num_masked - 1,
+        (num_masked, num_negatives),
+        generator=rng,
+        device=rng.device,
+    )
+    return drawn + (drawn >= own)  # skip the frame itself
+
+
+class Contrast(NamedTuple):
+    """Sums over valid masked frames; divide by their number for means.
+
+    loss : the contrastive loss; correct : frames whose positive beats every
+    remaining negative; chance : expected `correct` of a blind guess among
+    what remains; excluded : negatives equal to the positive.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    chance: Tensor
+    excluded: Tensor
+
+
+def contrastive_loss(
+    context: Tensor,
+    targets: Tensor,
+    target_ids: Tensor,
+    negatives: Tensor,
+    *,
+    padding_mask: Tensor,
+    temperature: float = 0.1,
+) -> Contrast:
+    """Tell the quantised frame from K others of the same utterance.
+
+    Similarities are computed once for all pairs of an utterance, (M, M), and
+    picked by index: the (1 + K, B, M, C) tensor of targets and negatives is
+    never made. Negatives whose codes equal the positive's are left out.
+
+    Arguments
+    ---------
+    context : Tensor, (B, M, C)
+        Projected encoder output at the masked frames.
+    targets : Tensor, (B, M, C)
+        Quantised frames.
+    target_ids : Tensor, int64, (B, M)
+        Equal where targets are equal (`Quantised.code_ids`).
+    negatives : Tensor, int64, (B, M, K)
+        Indices into the M masked frames of the same utterance.
+    padding_mask : Tensor, bool, (B, M)
+        True where an utterance has fewer than M masked frames.
+    temperature : float
+        Divides the cosine similarity.
+
+    Returns
+    -------
+    Contrast
+    """
+    with torch.autocast(context.device.type, enabled=False):
+        wide = torch.promote_types(context.dtype, torch.float32)
+        similarity = torch.bmm(
+            F.normalize(context.to(wide), dim=-1, eps=1e-8),
+            F.normalize(targets.to(wide), dim=-1, eps=1e-8).transpose(1, 2),
+        )  # (B, M, M)
+        positive = similarity.diagonal(dim1=1, dim2=2) / temperature
+        equal = _pick(target_ids, negatives) == target_ids.unsqueeze(-1)
+        others = similarity.gather(2, negatives) / temperature
+        others = others.masked_fill(equal, float("-inf"))
+        # A row of -inf alone is fine: the positive is always in the sum.
+        partition = torch.cat([positive.unsqueeze(-1), others], -1).logsumexp(
+            -1
+        )
+        valid = ~padding_mask
+        remaining = (~equal).sum(dim=-1)
+        return Contrast(
+            loss=(partition - positive).masked_fill(padding_mask, 0).sum(),
+            correct=((positive > others.amax(dim=-1)) & valid).sum(),
+            chance=((1.0 / (1 + remaining)) * valid).sum(),
+            excluded=(equal & valid.unsqueeze(-1)).sum(),
+        )
+
+
+def _pick(ids: Tensor, index: Tensor) -> Tensor:
+    """ids (B, M) at index (B, M, K) -> (B, M, K)."""
+    return ids.gather(1, index.flatten(1)).view_as(index)
+
+
+def diversity_loss(probability_sums: Tensor) -> Tensor:
+    """Share of the codebook that is not used: (G V - perplexity) / (G V).
+
+    Arguments
+    ---------
+    probability_sums : Tensor, (G, V)
+        Softmax of the logits, summed over frames.
+
+    Returns
+    -------
+    Tensor, ()
+        0 when all codes are equally probable on average.
+
+    Example
+    -------
+    >>> abs(diversity_loss(torch.ones(2, 64)).item()) < 1e-4
+    True
+    """
+    num_codes = probability_sums.numel()
+    return (num_codes - perplexity(probability_sums)) / num_codes

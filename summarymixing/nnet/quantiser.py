@@ -1,0 +1,174 @@
+"""Product quantiser with Gumbel-softmax (wav2vec 2.0, section 2).
+
+Letters: N frames, G groups, V codes in a group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    """What the quantiser says of N frames.
+
+    targets : (N, target_dim); code_ids : int64 (N,), one number for the codes
+    of all groups, equal exactly where the targets are equal;
+    probability_sums, code_counts : (G, V), summed over the N frames.
+    """
+
+    targets: Tensor
+    code_ids: Tensor
+    probability_sums: Tensor
+    code_counts: Tensor
+
+
+class GumbelQuantiser(nn.Module):
+    """Choose one code in each group and return their concatenation.
+
+    In training the choice is argmax(logits + Gumbel noise) with the gradient
+    of the softmax at the given temperature (straight through); in evaluation
+    it is argmax(logits). The codes are fetched by one product per group: the
+    (N, G V, target_dim / G) tensor of the usual formulation is never made.
+    Everything runs in float32: logits start with a standard deviation of
+    about sqrt(input_dim).
+
+    Arguments
+    ---------
+    input_dim : int
+    num_groups, num_codes : int
+        G and V; the paper has 2 x 320.
+    target_dim : int
+        Width of the targets, a multiple of `num_groups` (ValueError).
+
+    Example
+    -------
+    >>> quantiser = GumbelQuantiser(8, num_groups=2, num_codes=4, target_dim=6)
+    >>> quantiser(torch.rand(5, 8)).targets.shape
+    torch.Size([5, 6])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_groups: int = 2,
+        num_codes: int = 320,
+        target_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        if target_dim % num_groups:
+            raise ValueError(
+                f"target_dim ({target_dim}) must be a multiple of num_groups "
+                f"({num_groups})."
+            )
+        self.num_groups, self.num_codes = num_groups, num_codes
+        self.codebook = nn.Parameter(
+            torch.rand(num_groups, num_codes, target_dim // num_groups)
+        )
+        self.to_logits = nn.Linear(input_dim, num_groups * num_codes)
+        nn.init.normal_(self.to_logits.weight)
+        nn.init.zeros_(self.to_logits.bias)
+        self.project = nn.Linear(target_dim, target_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gumbel: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Quantised:
+        """Quantise frames.
+
+        Arguments
+        ---------
+        x : Tensor, (N, input_dim)
+        gumbel : Tensor, (N, G, V), or None
+            Gumbel noise. None in evaluation: hard choice, no gradient
+            to the logits.
+        temperature : float
+            Of the softmax that carries the gradient.
+
+        Returns
+        -------
+        Quantised
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._quantise(
+                x.to(self.codebook.dtype), gumbel, temperature
+            )
+
+    def _quantise(
+        self, x: Tensor, gumbel: Tensor | None, temperature: float
+    ) -> Quantised:
+        shape = (-1, self.num_groups, self.num_codes)
+        logits = self.to_logits(x).view(shape)  # (N, G, V)
+        noisy = logits if gumbel is None else logits + gumbel
+        codes = noisy.argmax(dim=-1)  # (N, G)
+        # Perplexity is of the choice without noise, as in the stock recipe.
+        choice = logits.argmax(dim=-1)
+        weights = F.one_hot(codes, self.num_codes).to(logits.dtype)
+        if gumbel is not None:
+            soft = (noisy / temperature).softmax(dim=-1)
+            weights = weights - soft.detach() + soft
+        chosen = torch.einsum("ngv,gvd->ngd", weights, self.codebook)
+        # einsum, not scatter_add: a fixed order of summation everywhere.
+        return Quantised(
+            targets=self.project(chosen.flatten(1)),
+            code_ids=self._joint_ids(codes),
+            probability_sums=logits.softmax(dim=-1).sum(dim=0),
+            code_counts=F.one_hot(choice, self.num_codes).sum(dim=0),
+        )
+
+    def _joint_ids(self, codes: Tensor) -> Tensor:
+        """Number the combination of codes: (N, G) -> (N,)."""
+        powers = [self.num_codes**g for g in range(self.num_groups)]
+        return (codes * codes.new_tensor(powers)).sum(dim=-1)
+
+
+def gumbel_noise(
+    num_frames: int, num_groups: int, num_codes: int, rng: torch.Generator
+) -> Tensor:
+    """Draw standard Gumbel noise, (N, G, V), on the generator's device."""
+    exponential = torch.empty(
+        num_frames, num_groups, num_codes, device=rng.device
+    ).exponential_(generator=rng)
+    return -exponential.log()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Sum over groups of exp(entropy); G V when all codes are used equally.
+
+    Arguments
+    ---------
+    counts : Tensor, (G, V)
+        Counts or probabilities, not necessarily normalised.
+
+    Returns
+    -------
+    Tensor, ()
+
+    Example
+    -------
+    >>> perplexity(torch.ones(2, 64))
+    tensor(128.0000)
+    """
+    counts = counts.to(torch.promote_types(counts.dtype, torch.float32))
+    share = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1e-7)
+    entropy = -(share * torch.log(share + 1e-7)).sum(dim=-1)
+    return entropy.exp().sum()
+
+
+def temperature_at(
+    update: int, start: float = 2.0, end: float = 0.25, factor: float = 0.999995
+) -> float:
+    """Temperature of the Gumbel softmax at an update (0-based).
+
+    Example
+    -------
+    >>> temperature_at(0), temperature_at(10**9)
+    (2.0, 0.25)
+    """
+    return max(start * factor**update, end)

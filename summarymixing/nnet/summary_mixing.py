@@ -1,0 +1,156 @@
+"""SummaryMixing: mixing frames over time at linear cost.
+
+Written from equation 1 of "Linear-Complexity Self-Supervised Learning for
+Speech Processing" and the description in arXiv 2307.07421. Letters: B
+utterances, T frames, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from summarymixing.nnet.masking import masked_mean, zero_padding
+
+
+def head_width(d_model: int, num_heads: int) -> int:
+    """Width of one head; ValueError when the heads do not divide the width."""
+    if num_heads < 1 or d_model % num_heads:
+        lower = max(d_model // max(num_heads, 1), 1) * num_heads
+        raise ValueError(
+            f"d_model ({d_model}) must be a multiple of num_heads "
+            f"({num_heads}); with {num_heads} heads the nearest widths are "
+            f"{lower} and {lower + num_heads}."
+        )
+    return d_model // num_heads
+
+
+class HeadwiseLinear(nn.Module):
+    """A linear layer of its own for each head: a block-diagonal matrix.
+
+    Arguments
+    ---------
+    num_heads : int
+    d_in, d_out : int
+        Width of one head before and after.
+
+    Example
+    -------
+    >>> HeadwiseLinear(4, 8, 16)(torch.rand(4, 10, 8)).shape
+    torch.Size([4, 10, 16])
+    """
+
+    def __init__(self, num_heads: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(d_in)  # as nn.Linear, for the fan-in of a head
+        self.weight = nn.Parameter(
+            torch.empty(num_heads, d_in, d_out).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.zeros(num_heads, 1, d_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (H, N, d_in) to (H, N, d_out)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class SummaryMixing(nn.Module):
+    """Mix frames through one average per utterance (equation 1).
+
+        summary = mean over valid frames of s(x_t)
+        h_t     = c([f(x_t), summary])
+
+    s and f have one hidden layer and work on each head alone; c is one linear
+    layer over all heads; GELU follows every layer. Since c is linear before
+    its activation, c([f, s]) = GELU(W_f f + W_s s + b): the summary costs one
+    product per utterance, and neither [f, s] nor a (B, T, D) copy of the
+    summary is ever made. The first layers of s and f are one product, so x
+    is read once.
+
+    Arguments
+    ---------
+    d_model : int
+        Width D of input and output.
+    num_heads : int
+        Must divide d_model (ValueError).
+    mode : str
+        "full", or "lite": no f and no c, every frame gets the summary
+        (arXiv 2307.07421).
+
+    Example
+    -------
+    >>> mixer = SummaryMixing(d_model=16, num_heads=2)
+    >>> padding_mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    >>> mixer(torch.rand(2, 5, 16), padding_mask).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int = 8, mode: str = "full"
+    ) -> None:
+        super().__init__()
+        if mode not in ("full", "lite"):
+            raise ValueError(f"mode is 'full' or 'lite', not {mode!r}.")
+        width = head_width(d_model, num_heads)
+        self.num_heads, self.width, self.mode = num_heads, width, mode
+        branches = 2 if mode == "full" else 1
+        self.hidden = HeadwiseLinear(num_heads, width, branches * width)
+        self.summary_out = HeadwiseLinear(num_heads, width, width)
+        if mode == "full":
+            self.local_out = HeadwiseLinear(num_heads, width, width)
+            self.combine_local = nn.Linear(d_model, d_model)
+            self.combine_summary = nn.Linear(d_model, d_model, bias=False)
+            self._init_combiner()
+
+    def _init_combiner(self) -> None:
+        # The two halves are one matrix over 2 D inputs: its fan-in, its bound.
+        bound = 1 / math.sqrt(2 * self.combine_local.in_features)
+        nn.init.uniform_(self.combine_local.weight, -bound, bound)
+        nn.init.uniform_(self.combine_summary.weight, -bound, bound)
+        nn.init.zeros_(self.combine_local.bias)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Mix the frames of each utterance.
+
+        Arguments
+        ---------
+        x : Tensor, (B, T, D)
+        padding_mask : Tensor, bool, (B, T), or None
+            True on padding; what stands there never reaches a valid frame.
+
+        Returns
+        -------
+        Tensor, (B, T, D)
+            Zero on padding.
+        """
+        by_head = x.reshape(-1, self.num_heads, self.width).transpose(0, 1)
+        hidden = F.gelu(self.hidden(by_head))  # (H, B T, branches * width)
+        summary = self._summarise(hidden[..., : self.width], x, padding_mask)
+        if self.mode == "lite":
+            mixed = summary.unsqueeze(1).expand(x.shape)
+        else:
+            local = F.gelu(self.local_out(hidden[..., self.width :]))
+            mixed = self._combine(local, summary, x)
+        return zero_padding(mixed, padding_mask)
+
+    def _summarise(
+        self, hidden: Tensor, x: Tensor, padding_mask: Tensor | None
+    ) -> Tensor:
+        """Average of s(x_t): (H, B T, width) -> (B, D), in x's type."""
+        frames = F.gelu(self.summary_out(hidden))
+        batch, length, d_model = x.shape
+        # (H, B, T, width) -> (H B, T, width): the mask repeats for each head.
+        frames = frames.reshape(-1, length, self.width)
+        if padding_mask is not None:
+            padding_mask = padding_mask.repeat(self.num_heads, 1)
+        mean = masked_mean(frames, padding_mask).to(frames.dtype)
+        mean = mean.view(self.num_heads, batch, self.width).transpose(0, 1)
+        return mean.reshape(batch, d_model)
+
+    def _combine(self, local: Tensor, summary: Tensor, x: Tensor) -> Tensor:
+        """c([f, summary]) without the concatenation: (B, T, D)."""
+        local = local.transpose(0, 1).reshape(x.shape)
+        shift = self.combine_summary(summary).unsqueeze(1)  # (B, 1, D)
+        return F.gelu(self.combine_local(local) + shift)
