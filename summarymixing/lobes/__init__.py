@@ -1,0 +1,1 @@
+"""Models assembled from `summarymixing.nnet`."""

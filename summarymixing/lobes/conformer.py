@@ -1,0 +1,263 @@
+"""Conformer with an exchangeable mixer.
+
+Macaron and pre-norm, as in figure 1b of the paper: half a feed-forward
+module, the mixer, the convolution module, half a feed-forward module, norm.
+Letters: B utterances, T frames, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from summarymixing.nnet.gradients import with_zero_gradients
+from summarymixing.nnet.masking import zero_padding
+from summarymixing.nnet.randomness import seeded_generator
+from summarymixing.nnet.summary_mixing import SummaryMixing
+
+MixerFactory = Callable[[int], nn.Module]
+
+
+class FeedForward(nn.Sequential):
+    """Norm, two linear layers with GELU between, dropout after both.
+
+    Example
+    -------
+    >>> FeedForward(8, 32)(torch.rand(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, d_model: int, d_ffn: int, dropout: float = 0.1) -> None:
+        super().__init__(
+            nn.LayerNorm(d_model),
+            nn.Linear(d_model, d_ffn),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(d_ffn, d_model),
+            nn.Dropout(dropout),
+        )
+
+
+class ConvolutionModule(nn.Module):
+    """Gated depthwise convolution over time.
+
+    Padding is zeroed before the depthwise convolution: zeroing its output
+    alone would let the frames behind the end of an utterance leak into its
+    last ones.
+
+    Arguments
+    ---------
+    d_model : int
+    kernel_size : int
+        Odd (ValueError), so that frames stay where they are.
+    dropout : float
+
+    Example
+    -------
+    >>> ConvolutionModule(8, kernel_size=3)(torch.rand(2, 5, 8), None).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, d_model: int, kernel_size: int = 31, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size ({kernel_size}) must be odd, for example "
+                f"{kernel_size + 1}: an even kernel would shift the frames."
+            )
+        self.norm = nn.LayerNorm(d_model)
+        self.gated = nn.Linear(d_model, 2 * d_model)
+        self.depthwise = nn.Conv1d(
+            d_model,
+            d_model,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=d_model,
+        )
+        self.norm_inside = nn.LayerNorm(d_model)
+        self.project = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Map x (B, T, D) to (B, T, D), zero on padding."""
+        gated = F.glu(self.gated(self.norm(x)), dim=-1)
+        gated = zero_padding(gated, padding_mask)
+        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        mixed = self.project(F.gelu(self.norm_inside(mixed)))
+        return zero_padding(self.dropout(mixed), padding_mask)
+
+
+class ConformerEncoderLayer(nn.Module):
+    """One Conformer layer.
+
+    Arguments
+    ---------
+    d_model, d_ffn, kernel_size : int
+    mixer : callable
+        Called with d_model; returns a module `mixer(x, padding_mask) -> y`.
+    dropout : float
+
+    Example
+    -------
+    >>> layer = ConformerEncoderLayer(16, mixer=SummaryMixing, d_ffn=32)
+    >>> layer(torch.rand(2, 5, 16)).shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        mixer: MixerFactory = SummaryMixing,
+        d_ffn: int = 3072,
+        kernel_size: int = 31,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.feed_forward_in = FeedForward(d_model, d_ffn, dropout)
+        self.norm_mixer = nn.LayerNorm(d_model)
+        self.mixer = mixer(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.convolution = ConvolutionModule(d_model, kernel_size, dropout)
+        self.feed_forward_out = FeedForward(d_model, d_ffn, dropout)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Map x (B, T, D) to (B, T, D); True in padding_mask is padding."""
+        x = x + 0.5 * self.feed_forward_in(x)
+        x = x + self.dropout(self.mixer(self.norm_mixer(x), padding_mask))
+        x = x + self.convolution(x, padding_mask)
+        return self.norm(x + 0.5 * self.feed_forward_out(x))
+
+
+class EncoderOutput(NamedTuple):
+    """output : (B, T, D); hidden_states : L+1 tensors (B, T, D), or empty."""
+
+    output: Tensor
+    hidden_states: list[Tensor]
+
+
+class ConformerEncoder(nn.Module):
+    """A stack of Conformer layers and a final norm.
+
+    Arguments
+    ---------
+    num_layers, d_model, d_ffn, kernel_size : int
+    mixer : callable
+        See `ConformerEncoderLayer`.
+    dropout : float
+    layer_drop : float
+        Probability in [0, 1) of leaving a layer out in training. A dropped
+        layer gets gradients of zero, so DDP neither hangs nor needs
+        `find_unused_parameters`.
+
+    Example
+    -------
+    >>> encoder = ConformerEncoder(num_layers=2, d_model=16, d_ffn=32)
+    >>> out = encoder(torch.rand(2, 5, 16), all_hidden_states=True)
+    >>> out.output.shape, len(out.hidden_states)
+    (torch.Size([2, 5, 16]), 3)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int = 12,
+        d_model: int = 768,
+        mixer: MixerFactory = SummaryMixing,
+        d_ffn: int = 3072,
+        kernel_size: int = 31,
+        dropout: float = 0.1,
+        layer_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= layer_drop < 1:
+            raise ValueError(
+                f"layer_drop ({layer_drop}) is a probability below 1."
+            )
+        self.layers = nn.ModuleList(
+            ConformerEncoderLayer(
+                d_model,
+                mixer=mixer,
+                d_ffn=d_ffn,
+                kernel_size=kernel_size,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.layer_drop = layer_drop
+        self.recomputed_layers = 0
+
+    def recompute_share(self, share: float) -> None:
+        """Recompute this share of the layers in backward to save memory.
+
+        The first layers are chosen; 0 keeps everything, 1 keeps only what
+        enters each layer.
+        """
+        self.recomputed_layers = round(share * len(self.layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        all_hidden_states: bool = False,
+        layer_drop_seed: int | None = None,
+    ) -> EncoderOutput:
+        """Encode frames.
+
+        Arguments
+        ---------
+        x : Tensor, (B, T, D)
+        padding_mask : Tensor, bool, (B, T), or None
+            True on padding.
+        all_hidden_states : bool
+            Return the input of the first layer and the output of every
+            layer; the last one is the normalised output. A dropped layer
+            repeats its input, so there are always L+1.
+        layer_drop_seed : int, optional
+            Decides which layers are dropped in training; without it torch's
+            global stream does.
+
+        Returns
+        -------
+        EncoderOutput
+        """
+        states = [x]
+        keep = self._draw_layers(layer_drop_seed)
+        for index, layer in enumerate(self.layers):
+            if keep[index]:
+                x = self._run(index, layer, x, padding_mask)
+            else:
+                x = with_zero_gradients(x, list(layer.parameters()))
+            states.append(x)
+        states[-1] = self.norm(x)
+        return EncoderOutput(states[-1], states if all_hidden_states else [])
+
+    def _draw_layers(self, seed: int | None) -> list[bool]:
+        if not self.training or self.layer_drop == 0:
+            return [True] * len(self.layers)
+        rng = None if seed is None else seeded_generator(seed)
+        draws = torch.rand(len(self.layers), generator=rng, device="cpu")
+        return (draws >= self.layer_drop).tolist()
+
+    def _run(
+        self,
+        index: int,
+        layer: nn.Module,
+        x: Tensor,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        if index < self.recomputed_layers and torch.is_grad_enabled():
+            return checkpoint(layer, x, padding_mask, use_reentrant=False)
+        return layer(x, padding_mask)
+
+

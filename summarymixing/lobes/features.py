@@ -1,0 +1,153 @@
+"""Front end FBank-CNN1D: from samples at 16 kHz to 50 frames per second.
+
+Letters: B utterances, S samples, F mel frames (10 ms), T frames (20 ms).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from speechbrain.lobes.features import Fbank
+from torch import Tensor, nn
+
+from summarymixing.nnet.masking import (
+    masked_mean,
+    padding_mask_from_lengths,
+    zero_padding,
+)
+
+SAMPLE_RATE_HZ = 16_000
+HOP_SAMPLES = 160  # 10 ms
+FRAMES_PER_SECOND = 50
+
+
+def num_frames(num_samples: int | Tensor) -> int | Tensor:
+    """Frames that the front end makes of so many samples.
+
+    The one place where lengths are converted: the centred filterbank gives
+    floor(S / 160) + 1 frames, the convolution of stride 2 half of them,
+    rounded up.
+
+    Example
+    -------
+    >>> num_frames(16_000), num_frames(1)
+    (51, 1)
+    """
+    return (num_samples // HOP_SAMPLES + 2) // 2
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution over time, layer norm, GELU; padding stays zero.
+
+    Arguments
+    ---------
+    in_channels, out_channels, stride : int
+
+    Example
+    -------
+    >>> block = ConvolutionBlock(4, 8, stride=2)
+    >>> block(torch.rand(1, 7, 4)).shape
+    torch.Size([1, 4, 8])
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int
+    ) -> None:
+        super().__init__()
+        # Zeros at the edges, not a reflection: a reflected edge would differ
+        # between an utterance alone and the same utterance in a batch.
+        self.convolution = nn.Conv1d(
+            in_channels, out_channels, 3, stride, padding=1
+        )
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, F, in_channels), zero on padding, to (B, F', channels)."""
+        x = self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        return F.gelu(self.norm(x))
+
+
+class FbankFrontEnd(nn.Module):
+    """Log-Mel filterbank, sentence normalisation, two 1-D convolutions.
+
+    Source: section 3.1 of the paper: 80 mel channels, windows of 25 ms every
+    10 ms, two convolutions of 512 channels, kernels 3, strides 2 and 1.
+
+    Arguments
+    ---------
+    num_mels : int
+    channels : int
+        Width of the latents.
+
+    Example
+    -------
+    >>> latents, padding_mask = FbankFrontEnd(channels=8)(
+    ...     torch.rand(2, 16_000), torch.tensor([16_000, 8_000])
+    ... )
+    >>> latents.shape, (~padding_mask).sum(1)
+    (torch.Size([2, 51, 8]), tensor([51, 26]))
+    """
+
+    def __init__(self, num_mels: int = 80, channels: int = 512) -> None:
+        super().__init__()
+        self.filterbank = Fbank(
+            sample_rate=SAMPLE_RATE_HZ,
+            n_mels=num_mels,
+            n_fft=400,
+            win_length=25,
+            hop_length=10,
+        )
+        # Not used, and its buffer would stand in every checkpoint.
+        del self.filterbank.compute_deltas
+        self.convolutions = nn.ModuleList(
+            [
+                ConvolutionBlock(num_mels, channels, stride=2),
+                ConvolutionBlock(channels, channels, stride=1),
+            ]
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, wavs: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn audio into latent frames.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+            16 kHz; what stands beyond an utterance's end is ignored.
+        num_samples : Tensor, int64, (B,)
+            Valid samples of each utterance.
+
+        Returns
+        -------
+        Tensor, (B, T, channels)
+            Zero on padding.
+        Tensor, bool, (B, T)
+            True on padding.
+        """
+        x = self.mel_features(wavs, num_samples)
+        x = self.convolutions[0](x)
+        padding_mask = padding_mask_from_lengths(
+            num_frames(num_samples), x.shape[1]
+        )
+        x = zero_padding(x, padding_mask)
+        x = self.norm(self.convolutions[1](x))
+        return zero_padding(x, padding_mask), padding_mask
+
+    @torch.no_grad()
+    def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
+        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
+
+        Arguments and shapes as in `forward`; returns (B, F, num_mels), zero
+        on padding. float32 even under autocast.
+        """
+        beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
+        with torch.autocast(wavs.device.type, enabled=False):
+            mels = self.filterbank(zero_padding(wavs.float(), beyond_end))
+            padding_mask = padding_mask_from_lengths(
+                num_samples // HOP_SAMPLES + 1, mels.shape[1]
+            )
+            mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
+            variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
+            # Silence has no variance; 1e-5 keeps it at zero.
+            mels = mels * (variance + 1e-5).rsqrt()
+            return zero_padding(mels, padding_mask)

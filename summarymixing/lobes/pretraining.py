@@ -1,0 +1,282 @@
+"""wav2vec 2.0 pre-training as one module whose forward returns the losses.
+
+One module under DistributedDataParallel has one reducer and one forward: no
+process can take a collective that another skips. Letters: B utterances, S
+samples, T frames, N masked frames of the batch, M of the longest utterance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
+from summarymixing.nnet.gradients import scale_gradient
+from summarymixing.nnet.losses import (
+    contrastive_loss,
+    diversity_loss,
+    draw_negatives,
+)
+from summarymixing.nnet.masking import padding_mask_from_lengths
+from summarymixing.nnet.quantiser import GumbelQuantiser, gumbel_noise
+from summarymixing.nnet.randomness import seeded_generator
+
+
+class MaskedFrames(NamedTuple):
+    """Which frames of a padded batch are masked, known before the forward.
+
+    Made with the batch, on the CPU, so that no accelerator waits for a
+    `nonzero`. span_mask : bool, (B, T); frames : int64, (N,), positions in
+    the flattened (B, T); slots : int64, (N,), positions in the flattened
+    (B, M); counts : masked frames of each utterance; seeds : one for each
+    utterance, decides its negatives and its Gumbel noise.
+    """
+
+    span_mask: Tensor
+    frames: Tensor
+    slots: Tensor
+    counts: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+def gather_masked_frames(
+    masked: Sequence[Sequence[int]], num_frames: int, seeds: Sequence[int]
+) -> MaskedFrames:
+    """Collect the masked frames of each utterance of a batch.
+
+    Arguments
+    ---------
+    masked : sequence of B sequences of int
+        Masked frames of each utterance, ascending.
+    num_frames : int
+        T of the padded batch.
+    seeds : sequence of B int
+
+    Returns
+    -------
+    MaskedFrames
+
+    Example
+    -------
+    >>> gather_masked_frames([[1, 2], [0]], 4, [7, 8]).frames
+    tensor([1, 2, 4])
+    """
+    counts = tuple(len(frames) for frames in masked)
+    widest = max(counts)
+    flat = [torch.as_tensor(f) + b * num_frames for b, f in enumerate(masked)]
+    slots = [torch.arange(n) + b * widest for b, n in enumerate(counts)]
+    frames = torch.cat(flat)
+    span_mask = torch.zeros(len(masked) * num_frames, dtype=torch.bool)
+    span_mask[frames] = True
+    return MaskedFrames(
+        span_mask.view(len(masked), num_frames),
+        frames,
+        torch.cat(slots),
+        counts,
+        tuple(seeds),
+    )
+
+
+class PretrainingOutput(NamedTuple):
+    """Sums over masked frames; divide by `frames` for means.
+
+    loss : carries the gradient: contrastive loss plus weighted diversity
+    loss times frames; contrastive, correct, chance : see `Contrast`;
+    excluded : share of negatives, times frames; frames : masked frames with
+    at least one negative; probability_sums, code_counts : (G, V).
+    """
+
+    loss: Tensor
+    contrastive: Tensor
+    correct: Tensor
+    chance: Tensor
+    excluded: Tensor
+    frames: Tensor
+    probability_sums: Tensor
+    code_counts: Tensor
+
+
+class Wav2Vec2Pretraining(nn.Module):
+    """Encoder, quantiser and losses.
+
+    Arguments
+    ---------
+    encoder : Wav2Vec2Encoder
+    num_groups, num_codes : int
+        Of the quantiser; the paper has 2 x 320.
+    target_dim : int
+        Width in which context and targets are compared.
+    num_negatives : int
+        For each masked frame, from the same utterance.
+    logit_temperature : float
+        Divides the cosine similarity.
+    diversity_weight : float
+    front_end_gradient : float
+        Factor on the gradient that enters the front end.
+
+    Example
+    -------
+    >>> model = Wav2Vec2Pretraining(
+    ...     Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32), target_dim=8
+    ... )
+    >>> masked = gather_masked_frames([range(5, 25)], 51, seeds=[1])
+    >>> out = model(
+    ...     torch.rand(1, 16_000), torch.ones(1), masked, temperature=2.0
+    ... )
+    >>> out.frames
+    tensor(20)
+    """
+
+    def __init__(
+        self,
+        encoder: Wav2Vec2Encoder,
+        *,
+        num_groups: int = 2,
+        num_codes: int = 320,
+        target_dim: int = 256,
+        num_negatives: int = 100,
+        logit_temperature: float = 0.1,
+        diversity_weight: float = 0.1,
+        front_end_gradient: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        channels = encoder.config["front_end_channels"]
+        self.quantiser = GumbelQuantiser(
+            channels, num_groups, num_codes, target_dim
+        )
+        self.project = nn.Linear(encoder.d_model, target_dim)
+        self.num_negatives = num_negatives
+        self.logit_temperature = logit_temperature
+        self.diversity_weight = diversity_weight
+        self.front_end_gradient = front_end_gradient
+
+    def forward(
+        self,
+        wavs: Tensor,
+        wav_lens: Tensor,
+        masked: MaskedFrames,
+        *,
+        temperature: float,
+        layer_drop_seed: int | None = None,
+    ) -> PretrainingOutput:
+        """Compute the losses of a batch.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+        wav_lens : Tensor, float, (B,)
+            Relative lengths.
+        masked : MaskedFrames
+        temperature : float
+            Of the Gumbel softmax.
+        layer_drop_seed : int, optional
+
+        Returns
+        -------
+        PretrainingOutput
+        """
+        latents, padding_mask = self.encoder.extract(wavs, wav_lens)
+        latents = scale_gradient(latents, self.front_end_gradient)
+        encoded = self.encoder.contextualise(
+            latents,
+            padding_mask,
+            span_mask=masked.span_mask,
+            layer_drop_seed=layer_drop_seed,
+        )
+        context = self.project(encoded.output.flatten(0, 1)[masked.frames])
+        return self._losses(
+            context, latents.flatten(0, 1)[masked.frames], masked, temperature
+        )
+
+    def _losses(
+        self,
+        context: Tensor,
+        latents: Tensor,
+        masked: MaskedFrames,
+        temperature: float,
+    ) -> PretrainingOutput:
+        """Losses from the masked frames, (N, ...)."""
+        negatives, noise = self._draw(masked, latents.device)
+        quantised = self.quantiser(
+            latents, gumbel=noise, temperature=temperature
+        )
+        # An utterance with one masked frame has no negatives: left out.
+        counts = torch.tensor(
+            [n if n > 1 else 0 for n in masked.counts], device=latents.device
+        )
+        batch, widest = len(masked.counts), max(masked.counts)
+        contrast = contrastive_loss(
+            _spread(context, masked.slots, batch, widest),
+            _spread(quantised.targets, masked.slots, batch, widest),
+            _spread(quantised.code_ids, masked.slots, batch, widest),
+            negatives,
+            padding_mask=padding_mask_from_lengths(counts, widest),
+            temperature=self.logit_temperature,
+        )
+        frames = counts.sum()
+        sums, weight = quantised.probability_sums, frames
+        if self.training:
+            sums, weight = _sum_over_processes(sums, frames)
+        diversity = diversity_loss(sums) * weight
+        return PretrainingOutput(
+            loss=contrast.loss + self.diversity_weight * diversity,
+            contrastive=contrast.loss.detach(),
+            correct=contrast.correct,
+            chance=contrast.chance,
+            excluded=contrast.excluded / self.num_negatives,
+            frames=frames,
+            probability_sums=quantised.probability_sums.detach(),
+            code_counts=quantised.code_counts,
+        )
+
+    def _draw(
+        self, masked: MaskedFrames, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Negatives (B, M, K) and Gumbel noise (N, G, V), by utterance."""
+        widest = max(masked.counts)
+        negatives = torch.zeros(
+            len(masked.counts),
+            widest,
+            self.num_negatives,
+            dtype=torch.int64,
+            device=device,
+        )
+        noise = []
+        for b, (count, seed) in enumerate(
+            zip(masked.counts, masked.seeds, strict=True)
+        ):
+            rng = seeded_generator(seed, device)
+            if count > 1:
+                negatives[b, :count] = draw_negatives(
+                    count, self.num_negatives, rng
+                )
+            if self.training:
+                shape = self.quantiser.num_groups, self.quantiser.num_codes
+                noise.append(gumbel_noise(count, *shape, rng))
+        return negatives, torch.cat(noise) if noise else None
+
+
+def _spread(x: Tensor, slots: Tensor, batch: int, widest: int) -> Tensor:
+    """Packed (N, ...) to padded (batch, widest, ...), zero elsewhere."""
+    padded = x.new_zeros(batch * widest, *x.shape[1:])
+    padded = padded.index_copy(0, slots, x)
+    return padded.view(batch, widest, *x.shape[1:])
+
+
+def _sum_over_processes(sums: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of both over all processes; the gradient flows to our own share.
+
+    The sum of the gradients over processes is then exactly the gradient of
+    one process with the joint batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return sums, frames
+    packed = torch.cat([sums.detach().flatten(), frames.to(sums)[None]])
+    dist.all_reduce(packed)
+    total = packed[:-1].view_as(sums)
+    return total + (sums - sums.detach()), packed[-1]

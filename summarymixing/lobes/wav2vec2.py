@@ -1,0 +1,236 @@
+"""The wav2vec 2.0 encoder: one path from audio to frames.
+
+Pre-training, probes, fine-tuning and users all go through `Wav2Vec2Encoder`.
+Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width, L
+layers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from summarymixing.lobes.conformer import (
+    ConformerEncoder,
+    EncoderOutput,
+    MixerFactory,
+)
+from summarymixing.lobes.features import FbankFrontEnd
+from summarymixing.nnet.masking import absolute_lengths, zero_padding
+from summarymixing.nnet.summary_mixing import SummaryMixing
+
+
+class Wav2Vec2Output(NamedTuple):
+    """hidden_states : L+1 tensors (B, T, D); padding_mask : bool, (B, T)."""
+
+    hidden_states: list[Tensor]
+    padding_mask: Tensor
+
+
+def sine_positions(num_frames: int, d_model: int) -> Tensor:
+    """Absolute sine positions of Vaswani et al. (2017): (num_frames, D).
+
+    Example
+    -------
+    >>> sine_positions(3, 4)[0]
+    tensor([0., 1., 0., 1.])
+    """
+    frame = torch.arange(num_frames, dtype=torch.float32).unsqueeze(1)
+    channel = torch.arange(0, d_model, 2, dtype=torch.float32)
+    angle = frame * torch.exp(channel * (-math.log(10_000.0) / d_model))
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return table[:, :d_model]
+
+
+class Wav2Vec2Encoder(nn.Module):
+    """FBank-CNN1D front end and Conformer: audio in, hidden states out.
+
+    Arguments
+    ---------
+    mixer : callable
+        Called with d_model, for example
+        `partial(SummaryMixing, num_heads=8)`; see `ConformerEncoderLayer`.
+    num_layers, d_model, d_ffn, kernel_size : int
+    dropout, layer_drop : float
+    num_mels, front_end_channels : int
+
+    Example
+    -------
+    >>> encoder = Wav2Vec2Encoder(num_layers=2, d_model=16, d_ffn=32).eval()
+    >>> wavs, wav_lens = torch.rand(2, 16_000), torch.tensor([1.0, 0.5])
+    >>> out = encoder(wavs, wav_lens)
+    >>> len(out.hidden_states), out.hidden_states[-1].shape
+    (3, torch.Size([2, 51, 16]))
+    """
+
+    def __init__(
+        self,
+        *,
+        mixer: MixerFactory = SummaryMixing,
+        num_layers: int = 12,
+        d_model: int = 768,
+        d_ffn: int = 3072,
+        kernel_size: int = 31,
+        dropout: float = 0.1,
+        layer_drop: float = 0.05,
+        num_mels: int = 80,
+        front_end_channels: int = 512,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "mixer": describe_mixer(mixer),
+            "num_layers": num_layers,
+            "d_model": d_model,
+            "d_ffn": d_ffn,
+            "kernel_size": kernel_size,
+            "dropout": dropout,
+            "layer_drop": layer_drop,
+            "num_mels": num_mels,
+            "front_end_channels": front_end_channels,
+        }
+        self.d_model, self.num_layers = d_model, num_layers
+        self.front_end = FbankFrontEnd(num_mels, front_end_channels)
+        self.project = nn.Linear(front_end_channels, d_model)
+        self.dropout = nn.Dropout(dropout)
+        # Stands for a masked frame in pre-training; uniform, as in SpeechBrain.
+        self.mask_embedding = nn.Parameter(torch.rand(d_model))
+        self.encoder = ConformerEncoder(
+            num_layers=num_layers,
+            d_model=d_model,
+            mixer=mixer,
+            d_ffn=d_ffn,
+            kernel_size=kernel_size,
+            dropout=dropout,
+            layer_drop=layer_drop,
+        )
+        self._positions = torch.empty(0, d_model)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str = "cpu"
+    ) -> Wav2Vec2Encoder:
+        """Load the encoder of a run, `OUTPUT_FOLDER/encoder`, in eval mode.
+
+        UserError where the folder is missing, damaged or of another kind.
+        """
+        # Imported here: pretrained.py builds encoders of this class.
+        from summarymixing.pretrained import load_encoder
+
+        return load_encoder(folder, device)
+
+    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
+        """Encode audio.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+            16 kHz mono. What stands beyond an utterance's end is ignored.
+        wav_lens : Tensor, float, (B,)
+            Relative lengths, as in SpeechBrain.
+
+        Returns
+        -------
+        Wav2Vec2Output
+            L+1 hidden states: the input of the first layer, then the output
+            of each layer, the last one normalised.
+        """
+        latents, padding_mask = self.extract(wavs, wav_lens)
+        encoded = self.contextualise(
+            latents, padding_mask, all_hidden_states=True
+        )
+        return Wav2Vec2Output(encoded.hidden_states, padding_mask)
+
+    def extract(self, wavs: Tensor, wav_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Front end: latents (B, T, front_end_channels), padding mask (B, T).
+
+        Arguments as in `forward`.
+        """
+        return self.front_end(wavs, absolute_lengths(wav_lens, wavs.shape[1]))
+
+    def contextualise(
+        self,
+        latents: Tensor,
+        padding_mask: Tensor,
+        *,
+        span_mask: Tensor | None = None,
+        all_hidden_states: bool = False,
+        layer_drop_seed: int | None = None,
+    ) -> EncoderOutput:
+        """Conformer over latents.
+
+        Arguments
+        ---------
+        latents : Tensor, (B, T, front_end_channels)
+        padding_mask : Tensor, bool, (B, T)
+            True on padding.
+        span_mask : Tensor, bool, (B, T), optional
+            True on frames that the mask embedding replaces.
+        all_hidden_states, layer_drop_seed
+            See `ConformerEncoder.forward`.
+
+        Returns
+        -------
+        EncoderOutput
+        """
+        x = self.dropout(self.project(latents))
+        if span_mask is not None:
+            x = torch.where(
+                span_mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x
+            )
+        x = x + self._position_table(x.shape[1], x)
+        return self.encoder(
+            zero_padding(x, padding_mask),
+            padding_mask,
+            all_hidden_states=all_hidden_states,
+            layer_drop_seed=layer_drop_seed,
+        )
+
+    def _position_table(self, num_frames: int, like: Tensor) -> Tensor:
+        """Positions for so many frames; the table grows with the longest."""
+        table = self._positions
+        if len(table) < num_frames or table.device != like.device:
+            # Some room, so that it is not rebuilt for each new length.
+            table = sine_positions(num_frames * 5 // 4, self.d_model)
+            self._positions = table = table.to(like.device)
+        return table[:num_frames].to(like.dtype)
+
+
+def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
+    """Name a mixer factory and its arguments, for the encoder's config.
+
+    Example
+    -------
+    >>> describe_mixer(partial(SummaryMixing, num_heads=4))
+    {'class': 'summarymixing.nnet.summary_mixing.SummaryMixing', 'num_heads': 4}
+    """
+    arguments = {}
+    while isinstance(mixer, partial):
+        arguments = {**mixer.keywords, **arguments}
+        mixer = mixer.func
+    return {"class": f"{mixer.__module__}.{mixer.__qualname__}", **arguments}
+
+
+def mixer_from_description(description: dict[str, Any]) -> MixerFactory:
+    """Return the factory that `describe_mixer` described.
+
+    Only classes of this package are looked up: a description comes from a
+    file that may have been downloaded, and must not be able to run code.
+    ValueError for anything else.
+    """
+    arguments = dict(description)
+    name = str(arguments.pop("class"))
+    module_name, _, class_name = name.rpartition(".")
+    found = None
+    if module_name.startswith("summarymixing.nnet."):
+        module = importlib.import_module(module_name)
+        found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise ValueError(f"{name} is not a mixer of this package.")
+    return partial(found, **arguments)

@@ -1,0 +1,174 @@
+"""An encoder on disk: weights in safetensors and a config that explains them.
+
+The folder holds `encoder.safetensors` and `encoder.json` (architecture,
+front end, what it was trained on). Loading executes nothing from the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from summarymixing.errors import UserError
+from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from summarymixing.lobes.wav2vec2 import (
+    Wav2Vec2Encoder,
+    mixer_from_description,
+)
+
+FORMAT = "summarymixing.wav2vec2_encoder"
+FORMAT_VERSION = 1
+CONFIG_NAME = "encoder.json"
+WEIGHTS_NAME = "encoder.safetensors"
+
+
+def save_encoder(
+    encoder: Wav2Vec2Encoder,
+    folder: str | Path,
+    trained_on: dict[str, Any] | None = None,
+) -> Path:
+    """Write an encoder as a folder that `from_pretrained` reads.
+
+    Each file is written aside and renamed, so that a reader never meets half
+    of one.
+
+    Arguments
+    ---------
+    encoder : Wav2Vec2Encoder
+    folder : str or Path
+        Created where it does not exist.
+    trained_on : dict, optional
+        JSON-able facts about the training: manifests, updates, hours, ...
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "architecture": encoder.config,
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "frames_per_second": FRAMES_PER_SECOND,
+        "trained_on": trained_on or {},
+    }
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }
+    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
+    save_file(weights, aside)
+    os.replace(aside, folder / WEIGHTS_NAME)
+    aside = folder / f".{CONFIG_NAME}.{os.getpid()}"
+    aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / CONFIG_NAME)
+    return folder
+
+
+def load_encoder(
+    folder: str | Path, device: torch.device | str = "cpu"
+) -> Wav2Vec2Encoder:
+    """Load an encoder in eval mode.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Written by `save_encoder`, for example `OUTPUT_FOLDER/encoder`.
+    device : torch.device or str
+
+    Returns
+    -------
+    Wav2Vec2Encoder
+        UserError where the folder is missing, damaged, of another kind, or
+        where config and weights disagree.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    architecture = dict(config["architecture"])
+    try:
+        mixer = mixer_from_description(architecture.pop("mixer"))
+        encoder = Wav2Vec2Encoder(mixer=mixer, **architecture)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / CONFIG_NAME} describes an encoder that this version "
+            f"cannot build ({error}). Export it again from its checkpoint, or "
+            f"install the version that wrote it."
+        ) from error
+    weights = _read_weights(folder)
+    _compare(folder, encoder, weights)
+    encoder.load_state_dict(weights)
+    return encoder.to(device).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check `encoder.json` of a folder (UserError if unusable)."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        nested = folder / "encoder" / CONFIG_NAME
+        hint = (
+            f" Did you mean {folder / 'encoder'}?"
+            if nested.is_file()
+            else " Point --encoder to the folder `encoder` inside the output "
+            "folder of a pre-training run."
+        )
+        raise UserError(f"{folder} holds no encoder ({CONFIG_NAME}).{hint}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Copy the folder again, or "
+            f"export the encoder again from its run."
+        ) from error
+    if config.get("format") != FORMAT or "architecture" not in config:
+        raise UserError(
+            f"{path} does not describe an encoder of this project (format: "
+            f"{config.get('format')!r}, expected {FORMAT!r})."
+        )
+    if config.get("version", 0) > FORMAT_VERSION:
+        raise UserError(
+            f"{path} was written by a newer version (format version "
+            f"{config['version']}, known: {FORMAT_VERSION}). Upgrade with: "
+            f"pip install --upgrade summarymixing"
+        )
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS_NAME
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). The copy is not complete: "
+            f"copy the folder again, or export it again from its run."
+        ) from error
+
+
+def _compare(
+    folder: Path, encoder: Wav2Vec2Encoder, weights: dict[str, torch.Tensor]
+) -> None:
+    """Name every difference between what is described and what is stored."""
+    wanted = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    stored = {k: tuple(v.shape) for k, v in weights.items()}
+    different = [
+        f"{name}: described {wanted.get(name)}, stored {stored.get(name)}"
+        for name in sorted(wanted.keys() | stored.keys())
+        if wanted.get(name) != stored.get(name)
+    ]
+    if different:
+        shown = "; ".join(different[:5])
+        more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+        raise UserError(
+            f"{folder} holds the weights of another architecture than its "
+            f"{CONFIG_NAME} describes: {shown}{more}. Were the files of two "
+            f"encoders mixed? Copy the whole folder again."
+        )
