@@ -1,0 +1,1 @@
+"""Audio on disk: manifests, reading, batching and corpus preparation."""

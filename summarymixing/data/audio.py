@@ -1,0 +1,247 @@
+"""Audio files to waveforms: the segments of a row, mono, at 16 kHz."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from summarymixing.data.manifest import Row
+from summarymixing.errors import UserError
+
+SAMPLE_RATE_HZ = 16_000
+
+# Voice activity and encoders disagree by a frame or two about the end of a
+# recording; a larger gap means that audio is missing.
+END_TOLERANCE_S = 0.05
+
+# A header without a length (a stream that was never closed) shows as 2**63-1.
+MAX_FRAMES = 2**48
+MIN_SAMPLE_RATE_HZ = 1000  # below, it is not speech
+
+FLOAT_SUBTYPES = frozenset({"FLOAT", "DOUBLE"})
+
+# Largest term of the ratio of rates: bounds the resampling kernel (which has
+# that many phases) for odd rates, at a pitch error below one in a million.
+# 44.1, 22.05, 11.025, 48, 32, 24, 12 and 8 kHz are exact.
+MAX_RESAMPLING_PHASES = 1000
+
+
+class AudioError(UserError):
+    """A recording that cannot be used.
+
+    Arguments
+    ---------
+    message : str
+        Which, why, and how to repair.
+    reason : str
+        Why, in a word or two: for counts of many.
+    """
+
+    def __init__(self, message: str, reason: str = "unusable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInfo:
+    """What the header of an audio file says.
+
+    Arguments
+    ---------
+    duration_s : float
+        Seconds, positive.
+    sample_rate_hz : int
+        Samples per second of each channel.
+    channels : int
+        1 is mono.
+    is_float : bool
+        Samples are stored as floats, so that they may be NaN or infinite.
+    """
+
+    duration_s: float
+    sample_rate_hz: int
+    channels: int
+    is_float: bool
+
+
+def read_audio(row: Row) -> Tensor:
+    """Read the segments of a row, and nothing else of its recording.
+
+    Arguments
+    ---------
+    row : Row
+        An item of a manifest. A segment may reach 50 ms past the end of the
+        recording; it is clipped there.
+
+    Returns
+    -------
+    Tensor, float32, (S,)
+        The segments one after the other, mono (mean of the channels), 16 kHz,
+        in [-1, 1] for integer formats.
+
+    Raises
+    ------
+    AudioError
+        Missing, unreadable, truncated or empty file; NaN or infinite samples.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = str(Path(folder) / "a.wav")
+    ...     soundfile.write(path, np.zeros((8000, 2)), samplerate=8000)
+    ...     wav = read_audio(Row("a", path, ((0.0, 0.25), (0.5, 0.75)), 0.5))
+    >>> wav.shape
+    torch.Size([8000])
+    """
+    try:
+        with soundfile.SoundFile(row.path) as file:
+            info = _check_header(file, row.path)
+            samples = _read_segments(file, row)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(row.path, error) from error
+    if not np.isfinite(samples).all():
+        raise AudioError(
+            f"{row.path} (id {row.id}) contains NaN or infinite samples. "
+            "Make the file again from its source, or remove it from the "
+            "corpus, and prepare the corpus again.",
+            reason="NaN or infinite samples",
+        )
+    return _resample(torch.from_numpy(samples), info.sample_rate_hz)
+
+
+def audio_info(path: Path) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Arguments
+    ---------
+    path : Path
+        Any format of libsndfile: flac, wav, ogg, mp3 ...
+
+    Returns
+    -------
+    AudioInfo
+        Duration, rate and channels.
+
+    Raises
+    ------
+    AudioError
+        Missing or unreadable file, or one without samples.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            return _check_header(file, str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _check_header(file: soundfile.SoundFile, path: str) -> AudioInfo:
+    problem = ""
+    if file.frames <= 0:
+        problem = "has no samples"
+    elif file.frames >= MAX_FRAMES:
+        problem = "states no length"
+    elif file.samplerate < MIN_SAMPLE_RATE_HZ:
+        problem = "has a sample rate below 1 kHz"
+    if problem:
+        raise AudioError(
+            f"{path} {problem}. Remove it from the corpus, or make it again "
+            "from its source, and prepare the corpus again.",
+            reason=problem,
+        )
+    return AudioInfo(
+        duration_s=file.frames / file.samplerate,
+        sample_rate_hz=file.samplerate,
+        channels=file.channels,
+        is_float=file.subtype in FLOAT_SUBTYPES,
+    )
+
+
+def _read_segments(file: soundfile.SoundFile, row: Row) -> NDArray[np.float32]:
+    """Return the mono samples of all segments at the rate of the file."""
+    # A whole file must be as long as its row says: libsndfile reads a
+    # truncated wav without complaint, as a shorter one.
+    segments = row.segments or ((0.0, row.duration),)
+    frames_of = [_to_frames(file, row, *segment) for segment in segments]
+    if not row.segments:
+        frames_of = [(0, file.frames)]
+    parts = [_read_frames(file, row, *frames) for frames in frames_of]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _to_frames(
+    file: soundfile.SoundFile, row: Row, start_s: float, stop_s: float
+) -> tuple[int, int]:
+    """Return the first frame and the frame after the last."""
+    start, stop = round(start_s * file.samplerate), stop_s * file.samplerate
+    excess_s = (stop - file.frames) / file.samplerate
+    if excess_s > END_TOLERANCE_S or start >= file.frames:
+        raise AudioError(
+            f"{row.path} (id {row.id}) is {file.frames / file.samplerate:g} s "
+            f"long, but {start_s:g}-{stop_s:g} s is asked for: it is "
+            "truncated, or changed since the corpus was prepared. Copy it "
+            "again from its source, or prepare the corpus again.",
+            reason="truncated",
+        )
+    return start, min(round(stop), file.frames)
+
+
+def _read_frames(
+    file: soundfile.SoundFile, row: Row, start: int, stop: int
+) -> NDArray[np.float32]:
+    """Return the mono samples of one stretch."""
+    if start > 0 or file.tell() > 0:
+        file.seek(start)
+    frames = file.read(stop - start, dtype="float32", always_2d=True)
+    # The header of an mp3 may be an estimate, so allow for the tolerance.
+    missing_s = (stop - start - len(frames)) / file.samplerate
+    if missing_s > END_TOLERANCE_S or not len(frames):
+        raise AudioError(
+            f"{row.path} (id {row.id}) ends at frame {start + len(frames)} of "
+            f"{stop}: it is truncated. Copy it again from its source, or "
+            "remove it from the corpus, and prepare the corpus again.",
+            reason="truncated",
+        )
+    if frames.shape[1] == 1:
+        return frames[:, 0]
+    return frames.mean(axis=1, dtype=np.float32)
+
+
+def _resample(wav: Tensor, sample_rate_hz: int) -> Tensor:
+    if sample_rate_hz == SAMPLE_RATE_HZ:
+        return wav
+    return _resampler(sample_rate_hz)(wav)
+
+
+@lru_cache(maxsize=16)
+def _resampler(sample_rate_hz: int) -> Resample:
+    """Build a resampler; the kernel costs more than its use on one row."""
+    ratio = Fraction(sample_rate_hz, SAMPLE_RATE_HZ).limit_denominator(
+        MAX_RESAMPLING_PHASES
+    )
+    return Resample(ratio.numerator, ratio.denominator)
+
+
+def _unreadable(path: str, error: Exception) -> AudioError:
+    if not os.path.isfile(path):
+        return AudioError(
+            f"There is no audio file {path}. If the corpus was moved, prepare "
+            "it again, or run: python recipes/prepare.py relocate MANIFEST "
+            "OLD_PREFIX NEW_PREFIX",
+            reason="missing",
+        )
+    return AudioError(
+        f"{path} cannot be read as audio ({error}). Copy it again from its "
+        "source, or remove it from the corpus, and prepare the corpus again.",
+        reason="unreadable",
+    )

@@ -1,0 +1,320 @@
+"""Batches as a pure function of (seed, epoch), for any number of processes.
+
+SpeechBrain's DynamicBatchSampler keeps Python objects for each utterance
+(5 GB for seven million), leaves one small batch in each of its buckets, and
+in a single process never hears of a new epoch; hence this one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler
+
+from summarymixing.data.audio import AudioError, read_audio
+from summarymixing.data.manifest import Manifest, Row
+from summarymixing.errors import UserError
+from summarymixing.nnet.randomness import derive_seed
+
+# Neighbouring buckets differ by this ratio of durations: at most 4 % padding.
+BUCKET_RATIO = 1.04
+
+
+class BatchPlan:
+    """Group utterances of similar length into batches.
+
+    Utterances are sorted into buckets of similar duration; what does not
+    fill a batch of one bucket goes on to the next longer one, so that an
+    epoch has one batch, at most, that is not full. The number of batches is
+    the same for every epoch.
+
+    Arguments
+    ---------
+    durations : sequence of float
+        Seconds of each utterance.
+    seed : int
+    max_batch_seconds : float, optional
+        Upper bound of a batch, padding included. UserError when an utterance
+        alone is longer.
+    batch_size : int, optional
+        Instead of max_batch_seconds: so many utterances.
+    order : str
+        "random", or "ascending" in duration and the same in every epoch.
+
+    Example
+    -------
+    >>> plan = BatchPlan([1.0, 2.0, 1.0, 2.0], seed=0, max_batch_seconds=4)
+    >>> len(plan), sorted(len(batch) for batch in plan.batches(epoch=0))
+    (2, [2, 2])
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float] | NDArray[np.float64],
+        *,
+        seed: int,
+        max_batch_seconds: float | None = None,
+        batch_size: int | None = None,
+        order: str = "random",
+    ) -> None:
+        if (max_batch_seconds is None) == (batch_size is None):
+            raise ValueError("Give either max_batch_seconds or batch_size.")
+        if order not in ("random", "ascending"):
+            raise ValueError(f"order is 'random' or 'ascending', not {order}.")
+        self.durations = np.asarray(durations, dtype=np.float64)
+        self.seed, self.order = seed, order
+        self._ascending = np.argsort(self.durations, kind="stable")
+        if max_batch_seconds is not None:
+            self._check_longest(max_batch_seconds)
+        self._buckets = list(self._make_buckets(max_batch_seconds, batch_size))
+        self._len = len(self._cut(self._ascending))
+
+    def _check_longest(self, max_batch_seconds: float) -> None:
+        longest = int(self._ascending[-1])
+        if self.durations[longest] > max_batch_seconds:
+            raise UserError(
+                f"utterance {longest + 1} of the manifest lasts "
+                f"{self.durations[longest]:.1f} s, longer than a whole batch "
+                f"(max_batch_seconds: {max_batch_seconds:g}). Raise "
+                f"--max_batch_seconds to at least "
+                f"{np.ceil(self.durations[longest]):.0f}, or prepare the "
+                f"corpus with a smaller maximum length."
+            )
+
+    def _make_buckets(
+        self, max_batch_seconds: float | None, batch_size: int | None
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield (start, stop, batch size) over the ascending order."""
+        total = len(self.durations)
+        if max_batch_seconds is None:
+            # One bucket: only the order decides who is with whom.
+            yield 0, total, int(batch_size or 1)
+            return
+        ordered = self.durations[self._ascending]
+        start = 0
+        while start < total:
+            limit = max(ordered[start], 0.1) * BUCKET_RATIO
+            stop = int(np.searchsorted(ordered, limit, side="right"))
+            yield start, stop, int(max_batch_seconds / ordered[stop - 1])
+            start = stop
+
+    def __len__(self) -> int:
+        """Return the number of batches in every epoch."""
+        return self._len
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch, as indices into `durations`."""
+        if self.order == "ascending":
+            return self._cut(self._ascending)
+        rng = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
+        order = self._ascending.copy()
+        for start, stop, _ in self._buckets:
+            rng.shuffle(order[start:stop])
+        batches = self._cut(order)
+        rng.shuffle(batches)  # type: ignore[arg-type]
+        return batches
+
+    def _cut(self, order: NDArray[np.int64]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        left_over = order[:0]
+        for start, stop, size in self._buckets:
+            waiting = np.concatenate([left_over, order[start:stop]])
+            full = len(waiting) // size * size
+            batches += waiting[:full].reshape(-1, size).tolist()
+            left_over = waiting[full:]
+        if len(left_over):
+            batches.append(left_over.tolist())
+        return batches
+
+
+class EpochBatchSampler(Sampler[list[int]]):
+    """The batches of one epoch that belong to one process.
+
+    Arguments
+    ---------
+    plan : BatchPlan
+    rank, world_size : int
+    pad_to_equal_length : bool
+        Repeat the first batches where processes would get unequal numbers:
+        needed in training, where each takes part in every update; wrong in
+        evaluation, where it would count utterances twice.
+
+    Example
+    -------
+    >>> plan = BatchPlan([1.0] * 6, seed=0, batch_size=2)
+    >>> sampler = EpochBatchSampler(
+    ...     plan, rank=1, world_size=2, pad_to_equal_length=True
+    ... )
+    >>> len(sampler), len(list(sampler))
+    (2, 2)
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        pad_to_equal_length: bool,
+    ) -> None:
+        self.plan, self.rank, self.world_size = plan, rank, world_size
+        self.pad_to_equal_length = pad_to_equal_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        total = len(self.plan)
+        if self.pad_to_equal_length:
+            return -(-total // self.world_size)
+        return len(range(self.rank, total, self.world_size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Iterate over lists of utterance indices."""
+        batches = self.plan.batches(self.epoch)
+        for step in range(len(self)):
+            yield batches[(step * self.world_size + self.rank) % len(batches)]
+
+
+class EpochIndex(NamedTuple):
+    """An utterance in an epoch: its mask depends on both."""
+
+    epoch: int
+    index: int
+
+
+class UpdateBatchSampler(Sampler[list[EpochIndex]]):
+    """The micro-batches of a range of updates.
+
+    Epochs follow each other without end; micro-batch k of update u on
+    process r is number (u * accumulation + k) * world_size + r of that
+    sequence. Only the update counter is needed to go on after a stop.
+
+    Arguments
+    ---------
+    plan : BatchPlan
+    rank, world_size, accumulation : int
+
+    Example
+    -------
+    >>> sampler = UpdateBatchSampler(BatchPlan([1.0], seed=0, batch_size=1))
+    >>> sampler.set_range(start=3, stop=5)
+    >>> list(sampler)
+    [[EpochIndex(epoch=3, index=0)], [EpochIndex(epoch=4, index=0)]]
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        self.plan, self.rank, self.world_size = plan, rank, world_size
+        self.accumulation = accumulation
+        self._range = range(0)
+        self._cached: tuple[int, list[list[int]]] = (-1, [])
+
+    def set_range(self, start: int, stop: int) -> None:
+        """Choose the updates [start, stop) that come next."""
+        self._range = range(start * self.accumulation, stop * self.accumulation)
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of this process."""
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
+        """Iterate over lists of (epoch, utterance index)."""
+        for step in self._range:
+            number = step * self.world_size + self.rank
+            epoch, position = divmod(number, len(self.plan))
+            if self._cached[0] != epoch:
+                self._cached = epoch, self.plan.batches(epoch)
+            batch = self._cached[1][position]
+            yield [EpochIndex(epoch, index) for index in batch]
+
+
+class Utterance(NamedTuple):
+    """row : Row; wav : (S,), 16 kHz; epoch : int; error : why wav is empty."""
+
+    row: Row
+    wav: Tensor
+    epoch: int
+    error: str
+
+
+class UtteranceDataset(Dataset[Utterance]):
+    """Audio of a manifest, read on demand.
+
+    Arguments
+    ---------
+    manifest : Manifest
+    tolerate_errors : bool
+        Return an unreadable utterance with its `error` instead of raising
+        AudioError, so that one bad file in a million does not end a run.
+    """
+
+    def __init__(
+        self, manifest: Manifest, *, tolerate_errors: bool = False
+    ) -> None:
+        self.manifest, self.tolerate_errors = manifest, tolerate_errors
+
+    def __len__(self) -> int:
+        """Return the number of utterances."""
+        return len(self.manifest)
+
+    def __getitem__(self, item: int | EpochIndex) -> Utterance:
+        """Read the audio of an utterance."""
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        row = self.manifest[index]
+        try:
+            return Utterance(row, read_audio(row), epoch, "")
+        except AudioError as error:
+            if not self.tolerate_errors:
+                raise
+            return Utterance(row, torch.zeros(0), epoch, str(error))
+
+
+def pad_wavs(wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad to the longest on the right.
+
+    Arguments
+    ---------
+    wavs : sequence of B Tensors, (S_b,)
+
+    Returns
+    -------
+    Tensor, (B, S)
+    Tensor, float, (B,)
+        Relative lengths.
+
+    Example
+    -------
+    >>> pad_wavs([torch.ones(2), torch.ones(1)])[1]
+    tensor([1.0000, 0.5000])
+    """
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    padded = pad_sequence(list(wavs), batch_first=True)
+    return padded, lengths / padded.shape[1]
+
+
+def start_worker(_: Any) -> None:
+    """Set up a data-loading process.
+
+    One thread each, for they are many already. SIGTERM is left to the
+    training process: a scheduler sends it to the whole job, and a worker
+    that obeyed would break the run before it could save.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
