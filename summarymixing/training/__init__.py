@@ -1,0 +1,1 @@
+"""Training: command line, hyperparameters, checkpoints and the Brains."""

@@ -1,0 +1,103 @@
+"""The files of a checkpoint: flushed, listed in a manifest and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME
+
+from summarymixing.training.processes import describe_os_error
+
+MANIFEST_NAME = "MANIFEST.json"
+HASH_BLOCK_BYTES = 1 << 20
+
+
+def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
+    """Return the folders that look like checkpoints, whole or not."""
+    if not checkpoints_dir.is_dir():
+        return []
+    return sorted(
+        path
+        for path in checkpoints_dir.glob(f"{CKPT_PREFIX}*")
+        if path.is_dir()
+    )
+
+
+def seal(folder: Path) -> None:
+    """Flush a folder's files to the disk and add the manifest last.
+
+    Arguments
+    ---------
+    folder : Path
+        A folder with all files of a checkpoint.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+    manifest = folder / MANIFEST_NAME
+    manifest.write_text(json.dumps({"files": files}, indent=1), "utf-8")
+    flush(manifest)
+    flush(folder)
+
+
+def damage_of(folder: Path, compare_content: bool = False) -> str | None:
+    """Return why a checkpoint cannot be trusted, or None if it can.
+
+    Arguments
+    ---------
+    folder : Path
+        The checkpoint.
+    compare_content : bool
+        Also read every file and compare checksums, about a second for each
+        gigabyte.
+
+    Returns
+    -------
+    str or None
+        Which file is missing, has another size or other content.
+    """
+    try:
+        files = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))["files"]
+        expected = {
+            folder / name: (entry["bytes"], entry["sha256"])
+            for name, entry in files.items()
+        }
+        for path, (size, checksum) in expected.items():
+            if path.stat().st_size != size:
+                return f"{path.name} has {path.stat().st_size} of {size} bytes"
+            if compare_content and _sha256(path) != checksum:
+                return f"the content of {path.name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return describe_os_error(error)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_NAME} is not readable"
+    if folder / METAFNAME not in expected:
+        return f"{MANIFEST_NAME} does not list {METAFNAME}"
+    return None
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

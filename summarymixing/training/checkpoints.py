@@ -1,0 +1,400 @@
+"""Checkpoints that exist or do not: written aside, flushed, then renamed.
+
+SpeechBrain's checkpointer writes straight into the final folder, so that a
+run killed meanwhile leaves a folder from which it cannot resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    Checkpoint,
+    Checkpointer,
+    ckpt_recency,
+)
+from speechbrain.utils.logger import get_logger
+
+from summarymixing.errors import UserError
+from summarymixing.training.checkpoint_files import (
+    checkpoint_folders,
+    damage_of,
+    flush,
+    seal,
+)
+from summarymixing.training.processes import describe_os_error, on_main_process
+
+logger = get_logger(__name__)
+
+STAGING_NAME = ".saving"  # one writer for each folder, see locked_folder
+TRASH_NAME = ".deleting"
+PREVIOUS_SUFFIX = "+previous"
+FINGERPRINT_KEY = "fingerprint"
+TORCH_WRITER = "inline_container"  # in torch's error where a disk is full
+MESSAGE_CHARACTERS = 600
+
+
+class AtomicCheckpointer(Checkpointer):
+    """A SpeechBrain checkpointer whose checkpoints are always whole.
+
+    A checkpoint is written to a hidden folder, its files are flushed to the
+    disk, a manifest of sizes and checksums is added and the folder is renamed.
+    Folders that do not match their manifest are reported in one line of the
+    log and treated as absent. Rank 0 writes; as with SpeechBrain, every rank
+    calls `save_checkpoint`, `save_and_keep_only`, `delete_checkpoints` and
+    `recover_if_possible`, and all of them raise when rank 0 fails.
+
+    Savers registered with ``save_on_main_only=False`` run on rank 0 as well.
+
+    Arguments
+    ---------
+    checkpoints_dir : Path or str
+        Folder of the checkpoints, on a file system that all ranks see.
+    recoverables : mapping, optional
+        Name to object, as in SpeechBrain.
+    fingerprint : mapping, optional
+        What must stay the same when the run resumes; stored with every
+        checkpoint and compared by `check_same_run`.
+    options : Any
+        SpeechBrain's ``custom_load_hooks``, ``custom_save_hooks`` and
+        ``allow_partial_load``.
+
+    Example
+    -------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> folder = getfixture("tmp_path")
+    >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
+    >>> checkpointer.save_and_keep_only(meta={"loss": 0.5})
+    >>> checkpointer.recover_if_possible().meta["loss"]
+    0.5
+    """
+
+    def __init__(
+        self,
+        checkpoints_dir: Path | str,
+        recoverables: Mapping[str, Any] | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoints_dir, recoverables, **options)
+        self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
+        self._reported: set[Path] = set()
+
+    def add_recoverables(self, recoverables: Mapping[str, Any]) -> None:
+        """Add objects by name, each of which a checkpoint must hold.
+
+        SpeechBrain forgets the last half, and a checkpoint that lacks one
+        ends in a KeyError.
+        """
+        super().add_recoverables(recoverables)
+        for name in recoverables:
+            self.optional_recoverables.setdefault(name, False)
+
+    def save_checkpoint(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint:
+        """Save a checkpoint: whole, or not at all.
+
+        Arguments
+        ---------
+        meta : mapping, optional
+            Plain values to remember with the checkpoint.
+        end_of_epoch : bool
+            Whether a resumed run starts the next epoch.
+        name : str, optional
+            Replaces the checkpoint of that name; a time stamp by default.
+        verbosity : int
+            Level of the line in the log.
+
+        Returns
+        -------
+        Checkpoint
+            Path, meta and files, on every rank. UserError on every rank if it
+            could not be written; the earlier checkpoints are then untouched.
+        """
+        meta = {**(meta or {})}
+        if self.fingerprint:
+            meta.setdefault(FINGERPRINT_KEY, self.fingerprint)
+        yaml.safe_dump(meta)  # raises here for what could not be read back
+        return on_main_process(
+            lambda: self._save(meta, end_of_epoch, name, verbosity)
+        )
+
+    def save_and_keep_only(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        *args: Any,
+        importance_keys: Iterable[Any] = (),
+        **options: Any,
+    ) -> None:
+        """Save, then delete the least important; see SpeechBrain.
+
+        SpeechBrain appends to its default list of importance keys at each
+        call; here every call has its own.
+        """
+        super().save_and_keep_only(
+            meta, *args, importance_keys=list(importance_keys), **options
+        )
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Iterable[str] | None = None,
+        max_keys: Iterable[str] | None = None,
+        importance_keys: Iterable[Any] = (ckpt_recency,),
+        ckpt_predicate: Any = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Delete all but the most important checkpoints; see SpeechBrain.
+
+        A checkpoint disappears by a rename before its files are removed, so
+        that a kill in between leaves no torn one.
+        """
+        orders = [
+            *({"min_key": key} for key in min_keys or ()),
+            *({"max_key": key} for key in max_keys or ()),
+            *({"importance_key": key} for key in importance_keys),
+        ]
+
+        def delete() -> None:
+            ranked = [
+                self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+                for order in orders
+            ]
+            kept = {c.path for order in ranked for c in order[:num_to_keep]}
+            for path in {c.path for order in ranked for c in order} - kept:
+                self._delete(path)
+                logger.log(verbosity, "Deleted checkpoint in %s", path)
+
+        on_main_process(delete)
+
+    def recover_if_possible(
+        self,
+        importance_key: Any = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Any = None,
+    ) -> Checkpoint | None:
+        """Load the best whole checkpoint, the same one on every rank.
+
+        Arguments
+        ---------
+        importance_key, max_key, min_key, ckpt_predicate : optional
+            Which one is best, as in SpeechBrain; by default the latest.
+
+        Returns
+        -------
+        Checkpoint or None
+            What was loaded; None if there are no checkpoints. UserError if
+            all are damaged or the chosen one does not fit the objects.
+        """
+        chosen = on_main_process(
+            lambda: self._first_intact(
+                self.find_checkpoints(
+                    importance_key, max_key, min_key, ckpt_predicate
+                )
+            )
+        )
+        if chosen is None:
+            logger.info("No checkpoint in %s yet.", self.checkpoints_dir)
+        else:
+            self.load_checkpoint(chosen)
+        return chosen
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint; UserError if it does not fit the objects."""
+        if not checkpoint.path.is_dir():
+            raise UserError(
+                f"{checkpoint.path} is not visible on this machine; "
+                "--output_folder must be on a file system that all share"
+            )
+        try:
+            super().load_checkpoint(checkpoint)
+        except RuntimeError as error:
+            raise UserError(
+                f"{checkpoint.path} does not fit this run; repeat the "
+                "settings that saved it or choose another --output_folder. "
+                + " ".join(str(error).split())[:MESSAGE_CHARACTERS]
+            ) from error
+
+    def _list_checkpoint_dirs(self) -> list[Path]:
+        """Return the folders of whole checkpoints; report the others once."""
+        damages = {
+            path: damage_of(path)
+            for path in checkpoint_folders(self.checkpoints_dir)
+        }
+        for path, damage in damages.items():
+            if damage is not None:
+                self._report(path, damage)
+        return [path for path, damage in damages.items() if damage is None]
+
+    def _report(self, path: Path, damage: str) -> None:
+        if path not in self._reported:
+            self._reported.add(path)
+            logger.warning(
+                "Ignored the damaged checkpoint %s: %s", path, damage
+            )
+
+    def _first_intact(self, ranked: list[Checkpoint]) -> Checkpoint | None:
+        """Return the first checkpoint whose content has its checksums."""
+        for checkpoint in ranked:
+            damage = damage_of(checkpoint.path, compare_content=True)
+            if damage is None:
+                return checkpoint
+            self._report(checkpoint.path, damage)
+        damages = {
+            path.name: damage_of(path, compare_content=True)
+            for path in checkpoint_folders(self.checkpoints_dir)
+        }
+        if damages and all(damages.values()):
+            raise UserError(
+                f"all checkpoints in {self.checkpoints_dir} are damaged: "
+                + "; ".join(f"{name}: {why}" for name, why in damages.items())
+                + ". Delete them to start again, or choose another "
+                "--output_folder"
+            )
+        return None
+
+    def _save(
+        self,
+        meta: dict[str, Any],
+        end_of_epoch: bool,
+        name: str | None,
+        verbosity: int,
+    ) -> Checkpoint:
+        """Write aside, seal, rename; rank 0 only."""
+        final = (
+            self._new_checkpoint_dirpath()
+            if name is None
+            else self._custom_checkpoint_dirpath(name)
+        )
+        with self._staging_folder() as staging:
+            writer = Checkpointer(staging, self.recoverables)
+            writer.custom_save_hooks = self.custom_save_hooks
+            try:
+                staged = writer.save_checkpoint(
+                    meta,
+                    end_of_epoch,
+                    final.name.removeprefix(f"{CKPT_PREFIX}+"),
+                    logging.DEBUG,
+                )
+                seal(staged.path)
+                self._publish(staged.path, final)
+            except OSError as error:
+                raise self._failed(describe_os_error(error)) from error
+            except RuntimeError as error:
+                if TORCH_WRITER not in str(error):
+                    raise
+                raise self._failed("is the disk full?") from error
+        logger.log(verbosity, "Saved a checkpoint in %s", final)
+        return self._construct_checkpoint_objects([final])[0]
+
+    @contextlib.contextmanager
+    def _staging_folder(self) -> Iterator[Path]:
+        """Yield an empty hidden folder; remove it and earlier leftovers."""
+        staging = self.checkpoints_dir / STAGING_NAME
+        leftovers = (staging, self.checkpoints_dir / TRASH_NAME)
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        """Rename a sealed folder; one of the same name exists until then."""
+        previous = final.with_name(final.name + PREVIOUS_SUFFIX)
+        if final.exists():
+            if previous.exists():  # left by a run killed between the renames
+                self._delete(previous)
+            final.rename(previous)
+        staged.rename(final)
+        flush(self.checkpoints_dir)
+        if previous.exists():
+            self._delete(previous)
+
+    def _delete(self, path: Path) -> None:
+        """Remove a checkpoint; one that cannot be removed stops no run."""
+        trash = self.checkpoints_dir / TRASH_NAME
+        shutil.rmtree(trash, ignore_errors=True)
+        try:
+            path.rename(trash)
+        except OSError as error:
+            logger.warning("Not deleted: %s", describe_os_error(error))
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _failed(self, reason: str) -> UserError:
+        return UserError(
+            f"could not save a checkpoint in {self.checkpoints_dir}: {reason} "
+            "Saving needs room for one checkpoint more than are kept. Earlier "
+            "checkpoints are intact"
+        )
+
+
+def check_same_run(
+    checkpoints_dir: Path | str, fingerprint: Mapping[str, Any]
+) -> None:
+    """Refuse to resume a run whose settings differ from the saved ones.
+
+    Arguments
+    ---------
+    checkpoints_dir : Path or str
+        Folder of the checkpoints; without a whole one nothing is compared.
+    fingerprint : mapping
+        What must stay the same, plain and possibly nested values.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> saver = AtomicCheckpointer(folder, fingerprint={"layers": 12})
+    >>> saver.save_and_keep_only()
+    >>> check_same_run(folder, {"layers": 12})
+    """
+    whole = [
+        path
+        for path in checkpoint_folders(Path(checkpoints_dir))
+        if damage_of(path) is None
+    ]
+    if not whole:
+        return
+    last = max(
+        Checkpointer._construct_checkpoint_objects(whole), key=ckpt_recency
+    )
+    saved = _flatten(last.meta.get(FINGERPRINT_KEY, {}))
+    wanted = _flatten(json.loads(json.dumps(fingerprint)))
+    differences = [
+        f"{key}: saved {saved.get(key, 'nothing')}, "
+        f"requested {wanted.get(key, 'nothing')}"
+        for key in sorted({*saved, *wanted})
+        if key not in saved or key not in wanted or saved[key] != wanted[key]
+    ]
+    if differences:
+        raise UserError(
+            f"{last.path} was saved by another run ({'; '.join(differences)}). "
+            "Give the saved values to resume it, or another --output_folder"
+        )
+
+
+def _flatten(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{place}{key}.")
+        else:
+            flat[f"{place}{key}"] = value
+    return flat

@@ -1,0 +1,274 @@
+"""Recipe files: inheritance, overrides and checks before anything is built.
+
+A recipe file may begin with ``base: ../shared/pretraining.yaml``; its other
+keys then override that file, and the command line overrides both. See
+`yaml_trees` for the rules.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+import summarymixing
+from summarymixing.errors import UserError
+from summarymixing.training.yaml_trees import (
+    COMMAND_LINE,
+    forget_includes,
+    inline_includes,
+    merge,
+    one_line,
+    parse,
+    placeholders,
+    read_tree,
+    round_trip_yaml,
+)
+
+HPARAMS_FOLDER = Path(summarymixing.__path__[0]).resolve().parent / "hparams"
+
+
+@dataclass
+class RecipeFile:
+    r"""A recipe YAML joined with everything it inherits and includes.
+
+    Arguments
+    ---------
+    path : Path
+        The file that the user named.
+    tree : CommentedMap
+        All keys, as one ruamel.yaml tree: tags and references unresolved.
+    comments : dict of str to str
+        The comment that stands beside a root key.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "recipe.yaml"
+    >>> _ = path.write_text("width: 8   # of a layer\ndouble: !ref <width> * 2")
+    >>> recipe = RecipeFile.read(path)
+    >>> recipe.override({"width": 5})
+    >>> recipe.build()
+    {'width': 5, 'double': 10}
+    """
+
+    path: Path
+    tree: CommentedMap
+    comments: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> RecipeFile:
+        """Read a recipe with its bases and includes; UserError if wrong."""
+        path = find_recipe_file(path)
+        tree, comments = read_tree(path, ())
+        forget_includes(tree)
+        return cls(path, tree, comments)
+
+    def override(self, overrides: str | Mapping[str, Any]) -> None:
+        """Replace values, as ``--key=value`` does; UserError on unknown keys.
+
+        Arguments
+        ---------
+        overrides : str or mapping
+            YAML text, or keys and values (values may be ruamel.yaml nodes).
+        """
+        if isinstance(overrides, str):
+            overrides = parse(overrides, COMMAND_LINE)
+        tree = inline_includes(CommentedMap(overrides), Path.cwd() / "-", ())
+        merge(self.tree, tree, f"{COMMAND_LINE} for {self.path}")
+        forget_includes(self.tree)
+
+    def as_text(self) -> str:
+        """Return one self-contained YAML file that repeats this recipe."""
+        stream = io.StringIO()
+        round_trip_yaml().dump(self.tree, stream)
+        return stream.getvalue()
+
+    def value(self, key: str) -> Any:
+        """Return a root value after references, without building objects.
+
+        Arguments
+        ---------
+        key : str
+            A root key.
+
+        Returns
+        -------
+        Any
+            Its value; None where the key is absent.
+        """
+        return round_trip_yaml().load(self._resolved_text()).get(key)
+
+    def describe(self) -> str:
+        """Return the root keys, their values and comments, one in a line."""
+        shown = {key: one_line(node) for key, node in self.tree.items()}
+        width = min(40, max(len(f"{k}={v}") for k, v in shown.items()))
+        return "\n".join(
+            f"  --{f'{key}={value}':<{width}}  {self.comments.get(key, '')}"
+            for key, value in shown.items()
+        )
+
+    def build(self) -> dict[str, Any]:
+        """Build every object with HyperPyYAML.
+
+        Returns
+        -------
+        dict
+            Root keys and their values. UserError for a value that is still
+            to be given, an invalid reference, or arguments that a constructor
+            refuses.
+        """
+        text = self._resolved_text()
+        try:
+            return load_hyperpyyaml(text, loader=_loader_that_names_keys(self))
+        except YAMLError as error:
+            problem = getattr(error, "problem", None) or str(error)
+            if "'!ref'" in problem:  # left over when references never end
+                problem = "references that lead back to themselves"
+            raise UserError(f"{self.path}: {problem}") from error
+        finally:
+            # HyperPyYAML changes these defaults for the whole process and
+            # leaves them so when a constructor raises.
+            for library in (yaml, ruamel.yaml):
+                construct = library.constructor.BaseConstructor.construct_object
+                construct.__defaults__ = (False,)
+
+    def _resolved_text(self) -> str:
+        missing = list(placeholders(self.tree))
+        if missing:
+            raise UserError(
+                f"{self.path} needs "
+                + ", ".join(self._explain_placeholder(key) for key in missing)
+            )
+        try:
+            return resolve_references(self.as_text()).getvalue()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path}: {_message(error)}") from error
+
+    def _explain_placeholder(self, key: str) -> str:
+        comment = self.comments.get(key)
+        return f"--{key}=..." + (f" ({comment})" if comment else "")
+
+
+def load_hparams(
+    path: Path, overrides: str | Mapping[str, Any] = ""
+) -> dict[str, Any]:
+    r"""Read a recipe YAML and build its objects.
+
+    Arguments
+    ---------
+    path : Path
+        The file; also relative to the repository's ``hparams`` folder.
+    overrides : str or mapping
+        YAML text (``"seed: 3\nprecision: bf16"``) or keys and values.
+
+    Returns
+    -------
+    dict
+        Root keys and their values.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "recipe.yaml"
+    >>> _ = path.write_text("seed: 1\nfolder: !ref results/<seed>")
+    >>> load_hparams(path, "seed: 2")
+    {'seed': 2, 'folder': 'results/2'}
+    """
+    recipe = RecipeFile.read(path)
+    if overrides:
+        recipe.override(overrides)
+    return recipe.build()
+
+
+def read_value(text: str, source: str) -> Any:
+    """Return what a user typed after ``--key=``: YAML, or else plain text.
+
+    Arguments
+    ---------
+    text : str
+        ``3``, ``[1, 2]``, ``True``, ``!name:a.B {c: 1}``, ``any text # x``.
+    source : str
+        Named in the UserError when a list, mapping or tag is malformed.
+
+    Returns
+    -------
+    Any
+        A value or a ruamel.yaml node.
+
+    Example
+    -------
+    >>> read_value("[1, 2e-3]", "--lr"), read_value("a: b #1", "--note")
+    ([1, 0.002], 'a: b #1')
+    """
+    if text[:1] and text[0] in "[{!\"'":
+        return parse(f"value: {text}", source)["value"]
+    try:
+        value = round_trip_yaml().load(text)
+    except YAMLError:
+        return text
+    return text if isinstance(value, str | dict | list) else value
+
+
+def find_recipe_file(path: Path) -> Path:
+    """Return an existing file, or raise a UserError that lists those there.
+
+    Arguments
+    ---------
+    path : Path
+        As typed: relative to the working folder or to ``hparams``.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    places = (Path(), HPARAMS_FOLDER, HPARAMS_FOLDER.parent)
+    candidates = [place / path for place in places]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    beside = (sorted(file.parent.glob("*.yaml")) for file in candidates)
+    all_recipes = sorted(HPARAMS_FOLDER.rglob("*.yaml"))
+    present = [str(file) for file in next(filter(None, beside), all_recipes)]
+    raise UserError(
+        f"there is no file {path}; "
+        + (f"there are: {', '.join(present)}" if present else "give a YAML")
+    )
+
+
+def _message(error: BaseException) -> str:
+    """Return the text of an exception, also where it has several arguments."""
+    return ": ".join(str(part) for part in error.args) or type(error).__name__
+
+
+def _loader_that_names_keys(recipe: RecipeFile) -> type[ruamel.yaml.Loader]:
+    """Return a loader whose constructor errors name the file and root key."""
+
+    class Loader(ruamel.yaml.Loader):
+        """Turns what a constructor refuses into a UserError."""
+
+        def construct_document(self, node: Any) -> Any:
+            self.key_of_node: dict[int, str] = {}
+            for key, value in node.value:
+                self.key_of_node.setdefault(id(value), key.value)
+            return super().construct_document(node)
+
+        def construct_object(self, node: Any, deep: bool = True) -> Any:
+            try:
+                return super().construct_object(node, deep=deep)
+            except (TypeError, ValueError, ImportError) as error:
+                key = self.key_of_node.get(id(node))
+                if key is None:  # an inner node: its root key is further up
+                    raise
+                raise UserError(
+                    f"{recipe.path}, key '{key}': {_message(error)}"
+                ) from error
+
+    return Loader

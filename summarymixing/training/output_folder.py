@@ -1,0 +1,186 @@
+"""The output folder of a run: one owner, and what repeats the run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from speechbrain.core import DEFAULT_LOG_CONFIG
+from speechbrain.utils.logger import setup_logging
+
+from summarymixing.errors import UserError
+from summarymixing.training.hyperparameters import RecipeFile
+from summarymixing.training.processes import on_main_process
+
+logger = logging.getLogger(__name__)
+LOCK_NAME = ".lock"
+LOCK_OWNER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)")
+LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def output_folder_of(recipe: RecipeFile, argv: Sequence[str]) -> Iterator[None]:
+    """Own the recipe's output folder for the duration of a run.
+
+    Writes what repeats the run (``hyperparams.yaml``, the script, ``env.log``)
+    and opens ``log.txt``. SpeechBrain's `create_experiment_directory` copies
+    the file that calls it, takes 5 s to list the packages and saves the YAML
+    with references resolved, so that overrides of it would not spread.
+
+    Arguments
+    ---------
+    recipe : RecipeFile
+        A recipe without the key ``output_folder`` writes nothing.
+    argv : sequence of str
+        The command line, for the record.
+    """
+    folder = recipe.value("output_folder")
+    if folder is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        on_main_process(
+            lambda: _open_folder(Path(str(folder)), recipe, argv, stack)
+        )
+        yield
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder while this one writes to it.
+
+    The lock belongs to the process, so that a killed run leaves none behind.
+    On file systems without locks, the process id and host in the lock file
+    decide.
+
+    Arguments
+    ---------
+    folder : Path
+        An existing folder. UserError while another run holds it.
+    """
+    path = folder / LOCK_NAME
+    with open(path, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        owner = file.read().strip()
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = False
+        except OSError as error:
+            held = error.errno in LOCKED_ERRNOS or _is_alive(owner)
+        if held:
+            raise UserError(
+                f"{folder} is in use by another run ({owner or 'starting'}); "
+                "wait for it or choose another --output_folder"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _is_alive(owner: str) -> bool:
+    """Return whether the process named in a lock file may still run."""
+    match = LOCK_OWNER.fullmatch(owner)
+    if match is None or int(match["pid"]) == os.getpid():
+        return False
+    if match["host"] != socket.gethostname():
+        return True  # another machine's processes cannot be seen from here
+    try:
+        os.kill(int(match["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _open_folder(
+    folder: Path,
+    recipe: RecipeFile,
+    argv: Sequence[str],
+    stack: contextlib.ExitStack,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(locked_folder(folder))
+    script = Path(sys.argv[0])
+    command = shlex.join([str(script), *argv])
+    _keep_earlier(folder / "hyperparams.yaml", recipe.as_text())
+    (folder / "hyperparams.yaml").write_text(
+        f"# Written on {datetime.date.today()} by:\n# {command}\n"
+        "# Repeats that run when given to the same script.\n"
+        f"# yamllint disable\n{recipe.as_text()}",
+        encoding="utf-8",
+    )
+    (folder / "env.log").write_text(_environment(), encoding="utf-8")
+    if script.is_file():
+        shutil.copy(script, folder)
+    log_file = {"file_handler": {"filename": str(folder / "log.txt")}}
+    setup_logging(DEFAULT_LOG_CONFIG, {"handlers": log_file})
+    sys.excepthook = _log_exception
+    logger.info("%s", command)
+
+
+def _keep_earlier(path: Path, new_text: str) -> None:
+    """Move the settings of an earlier, different run aside.
+
+    The new run may yet be refused, and the earlier file then still tells
+    what saved the checkpoints.
+    """
+    if path.is_file() and not path.read_text("utf-8").endswith(new_text):
+        number = 1
+        while (kept := path.with_suffix(f".{number}.yaml")).exists():
+            number += 1
+        path.rename(kept)
+
+
+def _log_exception(
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+) -> None:
+    """Write the traceback of a defect to the log file as well."""
+    logger.error("Stopped by:", exc_info=(kind, error, traceback))
+
+
+def _environment() -> str:
+    """Return the versions that may explain a result."""
+    packages = sorted(
+        f"{package.name}=={package.version}"
+        for package in importlib.metadata.distributions()
+    )
+    with contextlib.suppress(OSError):
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
+        packages.append(f"summarymixing at git {git.stdout.strip() or '-'}")
+    return "\n".join(
+        [
+            f"Python {sys.version}",
+            f"{platform.platform()}, {os.cpu_count()} cores",
+            f"CUDA {torch.version.cuda}",
+            *packages,
+            "",
+        ]
+    )

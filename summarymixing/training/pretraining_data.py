@@ -1,0 +1,234 @@
+"""From manifests to masked batches for pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from summarymixing.data.batching import (
+    BatchPlan,
+    EpochBatchSampler,
+    UpdateBatchSampler,
+    Utterance,
+    UtteranceDataset,
+    pad_wavs,
+    start_worker,
+)
+from summarymixing.data.manifest import Manifest
+from summarymixing.errors import UserError
+from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
+from summarymixing.lobes.pretraining import MaskedFrames, gather_masked_frames
+from summarymixing.nnet.randomness import derive_seed
+from summarymixing.nnet.span_mask import MASK_SCHEMES, MaskScheme
+
+
+@dataclass
+class PretrainingBatch:
+    """Audio and masks of a micro-batch.
+
+    wavs : (B, S); wav_lens : (B,); masked : MaskedFrames; seconds : audio
+    without padding; unreadable : a message for each utterance left out.
+    """
+
+    wavs: Tensor
+    wav_lens: Tensor
+    masked: MaskedFrames
+    seconds: float
+    unreadable: list[str]
+
+    def to(self, device: torch.device | str) -> PretrainingBatch:
+        """Copy the tensors to a device without waiting for it."""
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        masked = self.masked._replace(
+            span_mask=move(self.masked.span_mask),
+            frames=move(self.masked.frames),
+            slots=move(self.masked.slots),
+        )
+        return replace(
+            self,
+            wavs=move(self.wavs),
+            wav_lens=move(self.wav_lens),
+            masked=masked,
+        )
+
+    def pin_memory(self) -> PretrainingBatch:
+        """Pin what is copied, for the data loader."""
+        self.wavs = self.wavs.pin_memory()
+        self.wav_lens = self.wav_lens.pin_memory()
+        return self
+
+
+class MaskingCollate:
+    """Pad utterances and mask each one.
+
+    The mask of an utterance depends on (seed, stage, epoch, utterance id)
+    alone: not on its batch, the process, or anything before it.
+
+    Arguments
+    ---------
+    seed : int
+    scheme : callable
+        `scheme(num_frames, rng)` gives the masked frames of an utterance.
+    stage : str
+        Validation has masks of its own, the same at every validation.
+    """
+
+    def __init__(
+        self, *, seed: int, scheme: MaskScheme, stage: str = "train"
+    ) -> None:
+        self.seed, self.scheme, self.stage = seed, scheme, stage
+
+    def __call__(self, utterances: Sequence[Utterance]) -> PretrainingBatch:
+        """Make a batch of the utterances that could be read."""
+        unreadable = [u.error for u in utterances if u.error]
+        readable = [u for u in utterances if not u.error]
+        if not readable:
+            return self._nothing(unreadable)
+        wavs, wav_lens = pad_wavs([u.wav for u in readable])
+        seeds = [
+            derive_seed(self.seed, self.stage, u.epoch, u.row.id)
+            for u in readable
+        ]
+        masked = [
+            self.scheme(int(num_frames(len(u.wav))), np.random.default_rng(s))
+            for u, s in zip(readable, seeds, strict=True)
+        ]
+        return PretrainingBatch(
+            wavs,
+            wav_lens,
+            gather_masked_frames(masked, int(num_frames(wavs.shape[1])), seeds),
+            seconds=sum(len(u.wav) for u in readable) / SAMPLE_RATE_HZ,
+            unreadable=unreadable,
+        )
+
+    def _nothing(self, unreadable: list[str]) -> PretrainingBatch:
+        """One frame of silence, so that the process still takes its part."""
+        return PretrainingBatch(
+            torch.zeros(1, 1),
+            torch.ones(1),
+            gather_masked_frames([[0]], 1, [0]),
+            seconds=0.0,
+            unreadable=unreadable,
+        )
+
+
+@dataclass
+class PretrainingData:
+    """Loaders of a run; `sampler` chooses the updates that come next."""
+
+    train: DataLoader[PretrainingBatch]
+    valid: DataLoader[PretrainingBatch]
+    sampler: UpdateBatchSampler
+    hours: float
+
+
+def load_pretraining_data(
+    manifests: str | Path,
+    *,
+    seed: int,
+    max_batch_seconds: float,
+    accumulation: int,
+    mask_scheme: str,
+    mask_probability: float,
+    mask_length: int,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> PretrainingData:
+    """Read `train.csv` and `valid.csv` and make loaders of them.
+
+    Arguments
+    ---------
+    manifests : str or Path
+        Folder of the two manifests.
+    seed, max_batch_seconds, accumulation, mask_scheme, mask_probability,
+    mask_length, num_workers
+        As in hparams/shared/pretraining.yaml.
+    rank, world_size : int
+    pin_memory : bool
+
+    Returns
+    -------
+    PretrainingData
+        UserError for missing or moved data, an utterance longer than a
+        batch, or too few batches.
+    """
+    if mask_scheme not in MASK_SCHEMES:
+        raise UserError(
+            f"mask_scheme is one of {', '.join(MASK_SCHEMES)}, not "
+            f"{mask_scheme!r}."
+        )
+    scheme = partial(
+        MASK_SCHEMES[mask_scheme],
+        probability=mask_probability,
+        length=mask_length,
+    )
+    train = _read_manifest(Path(manifests), "train")
+    valid = _read_manifest(Path(manifests), "valid")
+    plan = BatchPlan(
+        train.durations, seed=seed, max_batch_seconds=max_batch_seconds
+    )
+    _check_enough_batches(plan, train, world_size * accumulation)
+    valid_plan = BatchPlan(
+        valid.durations,
+        seed=seed,
+        max_batch_seconds=max(max_batch_seconds, valid.durations.max()),
+        order="ascending",
+    )
+    sampler = UpdateBatchSampler(
+        plan, rank=rank, world_size=world_size, accumulation=accumulation
+    )
+    workers: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": start_worker,
+    }
+    return PretrainingData(
+        DataLoader(
+            UtteranceDataset(train, tolerate_errors=True),
+            batch_sampler=sampler,
+            collate_fn=MaskingCollate(seed=seed, scheme=scheme),
+            **workers,
+        ),
+        DataLoader(
+            UtteranceDataset(valid, tolerate_errors=True),
+            batch_sampler=EpochBatchSampler(
+                valid_plan,
+                rank=rank,
+                world_size=world_size,
+                pad_to_equal_length=False,
+            ),
+            collate_fn=MaskingCollate(seed=seed, scheme=scheme, stage="valid"),
+            **workers,
+        ),
+        sampler,
+        hours=float(train.durations.sum()) / 3600,
+    )
+
+
+def _read_manifest(folder: Path, name: str) -> Manifest:
+    manifest = Manifest.read(folder / f"{name}.csv")
+    manifest.check_audio()
+    return manifest
+
+
+def _check_enough_batches(
+    plan: BatchPlan, train: Manifest, per_update: int
+) -> None:
+    if len(plan) < per_update:
+        hours = train.durations.sum() / 3600
+        raise UserError(
+            f"{train.path} ({hours:.2f} h) makes {len(plan)} batches, but one "
+            f"update takes {per_update} (processes x accumulation): it would "
+            f"see the same audio more than once. Lower --accumulation or "
+            f"--max_batch_seconds, or prepare more audio."
+        )

@@ -1,0 +1,284 @@
+"""The processes of a run: ranks, the output folder's lock, requests to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    ddp_all_reduce,
+    ddp_broadcast,
+    get_rank,
+    if_main_process,
+    is_distributed_initialized,
+)
+
+from summarymixing.errors import UserError
+
+Result = TypeVar("Result")
+
+# The longest that one rank may keep the others waiting in a collective.
+# SpeechBrain's two hours would hide a dead rank for as long.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+PEER_SECONDS = 2.0  # how long a rank waits to learn that another one failed
+
+
+def local_rank() -> int:
+    """Return the index of this process on its machine; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_world_size() -> int:
+    """Return the number of processes on this machine; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_launched_by_torchrun() -> bool:
+    """Return whether this process is one rank of a distributed run."""
+    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Join the other ranks for the duration of a run.
+
+    Arguments
+    ---------
+    device : str
+        ``cpu`` joins by gloo, ``cuda:INDEX`` by nccl. Without torchrun
+        nothing is joined.
+    """
+    if not is_launched_by_torchrun():
+        yield
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        _use_all_cores()
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT
+    )
+    yield
+    # Only after success: a rank that failed would wait here for the others.
+    torch.distributed.destroy_process_group()
+
+
+def choose_device(requested: str | None) -> str:
+    """Return the device of this rank; UserError if the machine has too few.
+
+    Arguments
+    ---------
+    requested : str or None
+        ``--device`` as typed; None takes a GPU where there is one.
+
+    Returns
+    -------
+    str
+        ``cpu`` or ``cuda:INDEX``.
+    """
+    if requested is None:
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if not requested.startswith("cuda"):
+        return requested
+    present = torch.cuda.device_count()
+    if local_world_size() > present:
+        raise UserError(
+            f"{local_world_size()} processes on this machine need as many "
+            f"GPUs, but it has {present}; lower --nproc_per_node"
+            + ("" if present else " or add --device=cpu")
+        )
+    if requested == "cuda":
+        return f"cuda:{local_rank()}"
+    if local_world_size() > 1:
+        raise UserError(
+            f"--device={requested} would give one GPU to "
+            f"{local_world_size()} processes; leave it out"
+        )
+    return requested
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """Run a function on rank 0; every rank returns its value or raises.
+
+    SpeechBrain's `run_on_main` leaves the other ranks waiting when rank 0
+    raises. Here they raise the same UserError. Every rank must call this.
+
+    Arguments
+    ---------
+    function : Callable
+        Runs on rank 0 only; an OSError in it becomes a UserError.
+
+    Returns
+    -------
+    Result
+        What the function returned on rank 0.
+    """
+    result: Result | None = None
+    failure: str | None = "the main process failed; see its message"
+    try:
+        if if_main_process():
+            with MainProcessContext():
+                result = function()
+            failure = None
+    except UserError as error:
+        failure = str(error)
+    except OSError as error:
+        failure = describe_os_error(error)
+    finally:
+        # Also on the way out of any other exception, or the others would hang.
+        result, failure = ddp_broadcast((result, failure))
+    if failure is not None:
+        raise UserError(failure)
+    return result
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what the system refused, where, and what may repair it."""
+    repair = {
+        errno.ENOSPC: "; free some space or choose another --output_folder",
+        errno.EDQUOT: "; free some space or choose another --output_folder",
+        errno.EACCES: "; choose a folder that you may write to",
+        errno.EROFS: "; choose a folder that you may write to",
+    }.get(error.errno or 0, "")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}{repair}"
+
+
+class FailureBoard:
+    """Lets ranks that fail for the same reason report it once.
+
+    Works without collectives, since ranks that fail cannot be relied upon to
+    meet: messages are counted in the store through which the ranks met.
+    """
+
+    KEY = "summarymixing/failures"
+
+    def claim(self, message: str) -> bool:
+        """Return whether this rank is the one to print a message.
+
+        Arguments
+        ---------
+        message : str
+            What would be printed.
+        """
+        store = _store()
+        if store is None:
+            return local_rank() == 0
+        key = f"{self.KEY}/{hashlib.sha256(message.encode()).hexdigest()}"
+        try:
+            store.add(self.KEY, 1)
+            if get_rank():  # rank 0 goes first: its message has no prefix
+                self._wait_for(store, key)
+            return bool(store.add(key, 1) == 1)
+        except RuntimeError:  # the store's process is gone
+            return True
+
+    def peer_failed(self) -> bool:
+        """Return whether another rank has announced a failure."""
+        store = _store()
+        if store is None:
+            return False
+        try:
+            return self._wait_for(store, self.KEY)
+        except RuntimeError:  # the store's process is gone
+            return True
+
+    @staticmethod
+    def _wait_for(store: Any, key: str) -> bool:
+        """Return whether a counter rises above zero soon."""
+        deadline = time.monotonic() + PEER_SECONDS
+        while not store.add(key, 0):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def _store() -> Any:
+    if not is_distributed_initialized():
+        return None
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+class StopRequests:
+    """Remembers a signal that asks the run to save and stop.
+
+    The first SIGTERM or SIGUSR1 is remembered; a second one ends the process
+    at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Remember signals instead of dying of them."""
+        self.received = None
+        owner = os.getpid()
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            signal.signal(number, signal.SIG_DFL)
+            if os.getpid() == owner:
+                self.received = signal.Signals(number)
+            else:  # a forked worker must die when its parent ends it
+                os.kill(os.getpid(), number)
+
+        before = {n: signal.signal(n, remember) for n in self.SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def anywhere(self) -> bool:
+        """Return whether any rank was asked to stop.
+
+        A collective: every rank must call it at the same update.
+        """
+        if not is_distributed_initialized():
+            return self.received is not None
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(int(self.received is not None), device=device)
+        ddp_all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+
+def rank_prefix() -> str:
+    """Return ``rank 3: `` on ranks above 0, where the user looks less."""
+    rank = get_rank() or 0
+    return f"rank {rank}: " if rank else ""
+
+
+def _use_all_cores() -> None:
+    """Undo torchrun's default of one thread for each process."""
+    if os.environ.get("OMP_NUM_THREADS") != "1" or _user_chose_threads():
+        return
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // local_world_size()))
+
+
+def _user_chose_threads() -> bool:
+    """Return whether OMP_NUM_THREADS was set before torchrun started."""
+    try:
+        # The environment that torchrun was started with, not what it added.
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return True
+    return any(
+        variable.startswith(b"OMP_NUM_THREADS=")
+        for variable in environment.split(b"\0")
+    )

@@ -1,0 +1,91 @@
+"""What a run writes down about itself, on the main process alone.
+
+`log.jsonl` has one JSON object a line and is what reports are drawn from;
+TensorBoard has the same numbers; `metrics.json` holds the latest ones.
+No method here is a collective.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from speechbrain.utils.distributed import if_main_process
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_log(output_folder: Path) -> list[dict[str, Any]]:
+    """Read `log.jsonl` of a run; a line torn by a kill is left out."""
+    path = output_folder / "log.jsonl"
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: left out a torn line", path)
+    return entries
+
+
+class RunLog:
+    """Numbers of a run, by update (or epoch).
+
+    Arguments
+    ---------
+    output_folder : Path
+    resumed_at : int
+        Last update that counts: entries beyond it were made by a run that
+        stopped after its last checkpoint, and are made again.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> log = RunLog(folder)
+    >>> log.write("train", 1, {"loss": 4.6})
+    >>> read_log(folder)
+    [{'stage': 'train', 'update': 1, 'loss': 4.6}]
+    """
+
+    def __init__(self, output_folder: Path, resumed_at: int = 0) -> None:
+        self.folder = output_folder
+        self._board: SummaryWriter | None = None
+        if not if_main_process():
+            return
+        kept = [e for e in read_log(output_folder) if e["update"] <= resumed_at]
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        (output_folder / "log.jsonl").write_text(text, encoding="utf-8")
+        self._board = SummaryWriter(
+            str(output_folder / "tensorboard"), purge_step=resumed_at + 1
+        )
+
+    def write(self, stage: str, update: int, numbers: dict[str, float]) -> None:
+        """Add the numbers of one stage ("train", "valid") at an update."""
+        if self._board is None:
+            return
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            entry = {"stage": stage, "update": update, **numbers}
+            file.write(json.dumps(entry) + "\n")
+        for name, number in numbers.items():
+            self._board.add_scalar(f"{name}/{stage}", number, update)
+        self._board.flush()
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        logger.info("%s, update %d: %s", stage, update, shown)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Replace `metrics.json`."""
+        if self._board is not None:
+            write_json(self.folder / "metrics.json", metrics)

@@ -1,0 +1,215 @@
+"""Trees of recipe files: reading, joining and checking, before any object.
+
+All files of a recipe are joined to one tree before HyperPyYAML builds the
+objects, because HyperPyYAML itself accepts misspelt keys inside an
+``!include:`` and, where an override carries a tag of its own, keeps the old
+tag with the new arguments.
+
+Rules of an override:
+
+- every key must exist in what it overrides; an empty slot ``{}`` takes any;
+- a plain mapping is merged, key by key;
+- everything else (a number, a list, a tagged value) replaces what was there.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError
+
+from summarymixing.errors import UserError
+
+INCLUDE = "!include:"
+COMMAND_LINE = "command line"
+# "key: value   # comment", for keys at the root of a file
+ROOT_KEY_WITH_COMMENT = re.compile(
+    r"^(\w+):.*?[ \t]#[ \t]*(.*?)[ \t]*$", re.MULTILINE
+)
+REFERENCE = re.compile(r"<([^>\[.]+)([^>]*)>")
+
+
+def read_tree(
+    path: Path, readers: tuple[Path, ...]
+) -> tuple[CommentedMap, dict[str, str]]:
+    """Read one file, joined to its base; `readers` are the files above it."""
+    path = path.resolve()
+    if path in readers:
+        circle = " -> ".join(str(file) for file in (*readers, path))
+        raise UserError(f"files that include each other: {circle}")
+    if not path.is_file():
+        raise UserError(f"{readers[-1]} names {path}, which does not exist")
+    text = path.read_text(encoding="utf-8")
+    tree = parse(text, path)
+    comments = dict(ROOT_KEY_WITH_COMMENT.findall(text))
+    base = tree.pop("base", None)
+    tree = inline_includes(tree, path, readers)
+    if base is None:
+        return tree, comments
+    joined, base_comments = read_tree(path.parent / str(base), (*readers, path))
+    merge(joined, tree, str(path))
+    return joined, {**base_comments, **comments}
+
+
+def round_trip_yaml() -> ruamel.yaml.YAML:
+    """Return a reader and writer that keeps tags, references and comments."""
+    round_trip = ruamel.yaml.YAML()
+    round_trip.width = 4096  # long values stay on their line
+    return round_trip
+
+
+def parse(text: str, source: Path | str) -> CommentedMap:
+    """Parse YAML text whose root must be a mapping."""
+    try:
+        tree = round_trip_yaml().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = " ".join((error.problem or "not YAML").split())
+        raise UserError(f"{source}, line {line}: {problem}") from error
+    if not isinstance(tree, CommentedMap):
+        raise UserError(f"{source} must hold 'key: value' lines")
+    return tree
+
+
+def inline_includes(
+    node: Any,
+    path: Path,
+    readers: tuple[Path, ...],
+    place: tuple[str | int, ...] = (),
+) -> Any:
+    """Return a node with each ``!include:`` replaced by the file's tree.
+
+    The file's references are rewritten to its new place. Its tag stays on the
+    tree until `forget_includes`, so that `merge` sees a tagged value.
+    """
+    for key, child in _children(node):
+        node[key] = inline_includes(child, path, readers, (*place, key))
+    tag = _tag(node)
+    if not tag.startswith(INCLUDE):
+        return node
+    if any(isinstance(key, int) for key in place):
+        raise UserError(f"{path}: an {INCLUDE} in a list; give it a key")
+    included, _ = read_tree(path.parent / tag[len(INCLUDE) :], (*readers, path))
+    _move_references(included, place)
+    if isinstance(node, CommentedMap):
+        merge(included, node, str(path), place)
+    included.yaml_set_ctag(ruamel.yaml.Tag(suffix=tag))
+    return included
+
+
+def _move_references(tree: CommentedMap, place: tuple[str | int, ...]) -> None:
+    """Rewrite ``<a[b]>`` to ``<place[a][b]>`` in a file that was included."""
+    prefix = str(place[0]) + "".join(f"[{key}]" for key in place[1:])
+    for node in _distinct_nodes(tree, set()):
+        if _tag(node) in ("!ref", "!copy"):
+            node.value = REFERENCE.sub(rf"<{prefix}[\1]\2>", str(node.value))
+
+
+def merge(
+    target: CommentedMap,
+    overrides: CommentedMap,
+    source: str,
+    place: tuple[str | int, ...] = (),
+) -> None:
+    """Apply overrides to a tree in place, checking every key."""
+    for key, new in overrides.items():
+        name = ".".join(str(part) for part in (*place, key))
+        if key not in target:
+            raise UserError(
+                f"{_where(source, overrides, key)}: unknown key '{name}'; "
+                + nearest(str(key), target)
+            )
+        old = target[key]
+        if not _fits(old, new):
+            raise UserError(
+                f"{_where(source, overrides, key)}: '{name}' is "
+                f"{one_line(old)}, so {one_line(new)} cannot replace it; "
+                "a mapping overrides a mapping, a value overrides a value"
+            )
+        merged = old and isinstance(old, CommentedMap) and not _tag(new)
+        if merged and new is not None:
+            merge(old, new, source, (*place, key))
+        else:
+            target[key] = new
+
+
+def _fits(old: Any, new: Any) -> bool:
+    """Return whether a value may stand where another one stood."""
+    if _tag(new) or new is None or old is None or _tag(old) == "!PLACEHOLDER":
+        return True
+    return isinstance(old, CommentedMap) == isinstance(new, CommentedMap)
+
+
+def nearest(key: str, valid: Iterable[str]) -> str:
+    """Return a hint for a misspelt key: the nearest one, or all of them."""
+    names = [str(name) for name in valid]
+    matches = difflib.get_close_matches(key, names, n=1)
+    if matches:
+        return f"did you mean '{matches[0]}'?"
+    return f"the keys there are: {', '.join(names)}"
+
+
+def _where(source: str, overrides: CommentedMap, key: str) -> str:
+    """Return the file and, where it is known, the line of a key."""
+    positions = getattr(overrides.lc, "data", None) or {}
+    return (
+        f"{source}, line {positions[key][0] + 1}"
+        if key in positions and not source.startswith(COMMAND_LINE)
+        else source
+    )
+
+
+def placeholders(node: Any, place: str = "") -> Iterator[str]:
+    """Yield the names of values that the user still has to give."""
+    if _tag(node) == "!PLACEHOLDER":
+        yield place
+    for key, child in _children(node):
+        yield from placeholders(child, f"{place}.{key}" if place else str(key))
+
+
+def forget_includes(tree: CommentedMap) -> None:
+    """Remove the tags of included files, whose content is in the tree now."""
+    for node in _distinct_nodes(tree, set()):
+        if _tag(node).startswith(INCLUDE):
+            node.yaml_set_ctag(ruamel.yaml.Tag(suffix=None))
+
+
+def _distinct_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield a node and all below it, each once though aliases repeat it."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    yield node
+    for _, child in _children(node):
+        yield from _distinct_nodes(child, seen)
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
+
+
+def _tag(node: Any) -> str:
+    """Return a node's explicit tag, such as ``!name:a.B``, or ''."""
+    tag = getattr(node, "tag", None)
+    return str(tag.value or "") if tag is not None else ""
+
+
+def one_line(node: Any) -> str:
+    """Return a value as a user would type it; arguments of objects as '...'."""
+    tag = _tag(node)
+    if tag == "!PLACEHOLDER":
+        return "(required)"
+    if isinstance(node, TaggedScalar):
+        return f"{tag} {node.value}".strip()
+    if isinstance(node, dict) and (tag or node):
+        return f"{tag} {{...}}".strip()
+    return "null" if node is None else str(copy.copy(node))
