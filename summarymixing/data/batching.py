@@ -118,7 +118,7 @@ class BatchPlan:
         for start, stop, _ in self._buckets:
             rng.shuffle(order[start:stop])
         batches = self._cut(order)
-        rng.shuffle(batches)  # type: ignore[arg-type]
+        rng.shuffle(batches)
         return batches
 
     def _cut(self, order: NDArray[np.int64]) -> list[list[int]]:
@@ -190,7 +190,7 @@ class EpochIndex(NamedTuple):
     """An utterance in an epoch: its mask depends on both."""
 
     epoch: int
-    index: int
+    utterance: int
 
 
 class UpdateBatchSampler(Sampler[list[EpochIndex]]):
@@ -210,7 +210,7 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
     >>> sampler = UpdateBatchSampler(BatchPlan([1.0], seed=0, batch_size=1))
     >>> sampler.set_range(start=3, stop=5)
     >>> list(sampler)
-    [[EpochIndex(epoch=3, index=0)], [EpochIndex(epoch=4, index=0)]]
+    [[EpochIndex(epoch=3, utterance=0)], [EpochIndex(epoch=4, utterance=0)]]
     """
 
     def __init__(

@@ -259,5 +259,3 @@ class ConformerEncoder(nn.Module):
         if index < self.recomputed_layers and torch.is_grad_enabled():
             return checkpoint(layer, x, padding_mask, use_reentrant=False)
         return layer(x, padding_mask)
-
-

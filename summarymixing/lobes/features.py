@@ -5,6 +5,8 @@ Letters: B utterances, S samples, F mel frames (10 ms), T frames (20 ms).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.features import Fbank
@@ -20,8 +22,10 @@ SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = 50
 
+Count = TypeVar("Count", int, Tensor)
 
-def num_frames(num_samples: int | Tensor) -> int | Tensor:
+
+def num_frames(num_samples: Count) -> Count:
     """Frames that the front end makes of so many samples.
 
     The one place where lengths are converted: the centred filterbank gives
@@ -107,7 +111,9 @@ class FbankFrontEnd(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, wavs: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, wavs: Tensor, num_samples: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Turn audio into latent frames.
 
         Arguments

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
@@ -44,7 +46,9 @@ class MaskedFrames(NamedTuple):
 
 
 def gather_masked_frames(
-    masked: Sequence[Sequence[int]], num_frames: int, seeds: Sequence[int]
+    masked: Sequence[Sequence[int] | NDArray[np.int64]],
+    num_frames: int,
+    seeds: Sequence[int],
 ) -> MaskedFrames:
     """Collect the masked frames of each utterance of a batch.
 

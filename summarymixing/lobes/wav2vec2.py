@@ -210,7 +210,7 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
     >>> describe_mixer(partial(SummaryMixing, num_heads=4))
     {'class': 'summarymixing.nnet.summary_mixing.SummaryMixing', 'num_heads': 4}
     """
-    arguments = {}
+    arguments: dict[str, Any] = {}
     while isinstance(mixer, partial):
         arguments = {**mixer.keywords, **arguments}
         mixer = mixer.func

@@ -55,8 +55,9 @@ def with_zero_gradients(x: Tensor, parameters: list[Tensor]) -> Tensor:
 
     Example
     -------
-    >>> x, unused = torch.ones(1, requires_grad=True), torch.nn.Parameter(
-    ...     torch.ones(2)
+    >>> x, unused = (
+    ...     torch.ones(1, requires_grad=True),
+    ...     torch.nn.Parameter(torch.ones(2)),
     ... )
     >>> with_zero_gradients(x, [unused]).sum().backward()
     >>> unused.grad

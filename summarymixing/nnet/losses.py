@@ -124,7 +124,7 @@ def contrastive_loss(
 
 
 def _pick(ids: Tensor, index: Tensor) -> Tensor:
-    """ids (B, M) at index (B, M, K) -> (B, M, K)."""
+    """Ids (B, M) at index (B, M, K) -> (B, M, K)."""
     return ids.gather(1, index.flatten(1)).view_as(index)
 
 

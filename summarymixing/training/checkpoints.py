@@ -38,7 +38,8 @@ STAGING_NAME = ".saving"  # one writer for each folder, see locked_folder
 TRASH_NAME = ".deleting"
 PREVIOUS_SUFFIX = "+previous"
 FINGERPRINT_KEY = "fingerprint"
-TORCH_WRITER = "inline_container"  # in torch's error where a disk is full
+# What torch says, as a RuntimeError, where a file cannot be written further.
+WRITE_ERRORS = ("inline_container", "iostream error")
 MESSAGE_CHARACTERS = 600
 
 
@@ -297,7 +298,7 @@ class AtomicCheckpointer(Checkpointer):
             except OSError as error:
                 raise self._failed(describe_os_error(error)) from error
             except RuntimeError as error:
-                if TORCH_WRITER not in str(error):
+                if not any(words in str(error) for words in WRITE_ERRORS):
                     raise
                 raise self._failed("is the disk full?") from error
         logger.log(verbosity, "Saved a checkpoint in %s", final)

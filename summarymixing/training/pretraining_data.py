@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,24 +46,20 @@ class PretrainingBatch:
 
     def to(self, device: torch.device | str) -> PretrainingBatch:
         """Copy the tensors to a device without waiting for it."""
-        move = partial(Tensor.to, device=device, non_blocking=True)
-        masked = self.masked._replace(
-            span_mask=move(self.masked.span_mask),
-            frames=move(self.masked.frames),
-            slots=move(self.masked.slots),
-        )
-        return replace(
-            self,
-            wavs=move(self.wavs),
-            wav_lens=move(self.wav_lens),
-            masked=masked,
-        )
+        return self._map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> PretrainingBatch:
-        """Pin what is copied, for the data loader."""
-        self.wavs = self.wavs.pin_memory()
-        self.wav_lens = self.wav_lens.pin_memory()
-        return self
+        """Pin the tensors; the data loader calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PretrainingBatch:
+        masked = self.masked._replace(
+            span_mask=change(self.masked.span_mask),
+            frames=change(self.masked.frames),
+            slots=change(self.masked.slots),
+        )
+        wavs, wav_lens = change(self.wavs), change(self.wav_lens)
+        return replace(self, wavs=wavs, wav_lens=wav_lens, masked=masked)
 
 
 class MaskingCollate:
@@ -98,13 +94,13 @@ class MaskingCollate:
             for u in readable
         ]
         masked = [
-            self.scheme(int(num_frames(len(u.wav))), np.random.default_rng(s))
+            self.scheme(num_frames(len(u.wav)), np.random.default_rng(s))
             for u, s in zip(readable, seeds, strict=True)
         ]
         return PretrainingBatch(
             wavs,
             wav_lens,
-            gather_masked_frames(masked, int(num_frames(wavs.shape[1])), seeds),
+            gather_masked_frames(masked, num_frames(wavs.shape[1]), seeds),
             seconds=sum(len(u.wav) for u in readable) / SAMPLE_RATE_HZ,
             unreadable=unreadable,
         )
@@ -124,8 +120,8 @@ class MaskingCollate:
 class PretrainingData:
     """Loaders of a run; `sampler` chooses the updates that come next."""
 
-    train: DataLoader[PretrainingBatch]
-    valid: DataLoader[PretrainingBatch]
+    train: DataLoader[Any]
+    valid: DataLoader[Any]
     sampler: UpdateBatchSampler
     hours: float
 

@@ -12,9 +12,12 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from summarymixing.lobes.pretraining import PretrainingOutput
+from summarymixing.lobes.pretraining import (
+    PretrainingOutput,
+    Wav2Vec2Pretraining,
+)
 from summarymixing.nnet.quantiser import perplexity
 
 
@@ -38,7 +41,9 @@ class Sums:
             old = self.values.get(name)
             self.values[name] = value if old is None else old + value
 
-    def reduce(self, model: nn.Module, device: torch.device | str) -> None:
+    def reduce(
+        self, model: Wav2Vec2Pretraining, device: torch.device | str
+    ) -> None:
         """Sum over all processes; every process must call it."""
         quantiser = model.quantiser
         codes = quantiser.num_groups, quantiser.num_codes
