@@ -1,0 +1,253 @@
+"""What every corpus needs: its description, checks, listing, validation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from summarymixing.data.prepare.report import Report
+from summarymixing.errors import UserError
+
+TRAIN_NAME, VALID_NAME = "train.csv", "valid.csv"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus of `recipes/prepare.py`.
+
+    Arguments
+    ---------
+    name : str
+        What users type.
+    summary : str
+        One line of help.
+    add_arguments : Callable[[ArgumentParser], None]
+        Adds the options of this corpus; their names are the keyword
+        arguments of `prepare`.
+    prepare : Callable[..., Report]
+        Called as `prepare(corpus_dir, manifest_dir, *, num_workers,
+        overwrite, **options)`.
+    """
+
+    name: str
+    summary: str
+    add_arguments: Callable[[ArgumentParser], None]
+    prepare: Callable[..., Report]
+
+
+class FoundFile(NamedTuple):
+    """A file of a corpus, with what tells whether it has changed.
+
+    Arguments
+    ---------
+    relative : str
+        Path from the root of the listing.
+    size : int
+        Bytes.
+    mtime_ns : int
+        Time of the last change.
+    """
+
+    relative: str
+    size: int
+    mtime_ns: int
+
+
+def check_source(corpus_dir: Path) -> Path:
+    """Return the absolute path of a corpus folder that exists.
+
+    Arguments
+    ---------
+    corpus_dir : Path
+        What the user gave as SOURCE.
+
+    Returns
+    -------
+    Path
+        Absolute; symbolic links are kept, since users know their names.
+    """
+    corpus_dir = Path(os.path.abspath(corpus_dir))
+    if not corpus_dir.exists():
+        raise UserError(
+            f"SOURCE {corpus_dir} does not exist. Give the folder of the "
+            "corpus; a relative path starts at the current folder."
+        )
+    if not corpus_dir.is_dir():
+        raise UserError(
+            f"SOURCE {corpus_dir} is a file. Give the folder of the corpus "
+            "(unpack an archive first)."
+        )
+    return corpus_dir
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError` where an option is out of its range.
+
+    Arguments
+    ---------
+    condition : bool
+        What must hold.
+    message : str
+        What is wrong and how to repair it.
+    """
+    if not condition:
+        raise UserError(message)
+
+
+def list_files(
+    root: Path, suffixes: Collection[str], *, below: str = ""
+) -> list[FoundFile]:
+    """List files recursively, sorted, following links to folders once.
+
+    Arguments
+    ---------
+    root : Path
+        The paths are relative to it.
+    suffixes : Collection[str]
+        Endings to take, in lower case, with the dot.
+    below : str
+        Look only into this folder of `root`.
+
+    Returns
+    -------
+    list of FoundFile
+        Hidden files (as macOS leaves them) are left out.
+
+    Raises
+    ------
+    UserError
+        Where a folder cannot be read: its files would be lost in silence.
+    """
+    found: list[FoundFile] = []
+    visited: set[tuple[int, int]] = set()
+    endings = tuple(suffixes)
+
+    def visit(relative: str) -> None:
+        stat = os.stat(root / relative)
+        if (stat.st_dev, stat.st_ino) in visited:
+            return
+        visited.add((stat.st_dev, stat.st_ino))
+        with os.scandir(root / relative) as iterator:
+            entries = sorted(
+                (e for e in iterator if not e.name.startswith(".")),
+                key=lambda entry: entry.name,
+            )
+        for entry in entries:
+            _check_name(entry)
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.is_dir():
+                visit(path)
+            elif entry.name.lower().endswith(endings):
+                found.append(_found_file(path, entry))
+
+    try:
+        visit(below)
+    except OSError as error:
+        raise UserError(
+            f"Cannot list {error.filename}: {error.strerror}. Repair its "
+            "permissions, or move it out of the corpus."
+        ) from error
+    return sorted(found)
+
+
+def choose_validation(
+    group_seconds: Mapping[str, float], budget_s: float
+) -> set[str]:
+    """Choose groups for validation; the same ones on every machine.
+
+    Groups are taken in the order of a hash of their names while they fit the
+    budget, so that a corpus that grows keeps most of its choice.
+
+    Arguments
+    ---------
+    group_seconds : Mapping[str, float]
+        Seconds of audio of each recording, speaker or folder.
+    budget_s : float
+        Most seconds to take. One group is taken even if none is that small.
+
+    Returns
+    -------
+    set of str
+        The chosen groups; empty for a budget of 0.
+
+    Example
+    -------
+    >>> choose_validation({"a": 30.0, "b": 5.0, "c": 100.0}, budget_s=10)
+    {'b'}
+    """
+    if budget_s <= 0:
+        return set()
+    if len(group_seconds) < 2:
+        raise UserError(
+            f"Only one recording or group is usable ({', '.join(group_seconds)}"
+            "), and training and validation must not share it. Add audio, "
+            "split in a finer way, or ask for no validation set with 0 as "
+            "its size."
+        )
+    chosen: set[str] = set()
+    for group in sorted(group_seconds, key=_hash_of):
+        if group_seconds[group] <= budget_s:
+            chosen.add(group)
+            budget_s -= group_seconds[group]
+    if not chosen:
+        return {min(group_seconds, key=lambda g: (group_seconds[g], g))}
+    if len(chosen) == len(group_seconds):
+        chosen.remove(max(group_seconds, key=lambda g: (group_seconds[g], g)))
+    return chosen
+
+
+def assign_train_valid(
+    group_seconds: Mapping[str, float],
+    *,
+    max_fraction: float,
+    max_seconds: float,
+) -> dict[str, str]:
+    """Say for each group whether it stands in train.csv or valid.csv.
+
+    Arguments
+    ---------
+    group_seconds : Mapping[str, float]
+        Seconds of audio of each recording, speaker or folder.
+    max_fraction : float
+        Most of the corpus that validation may take, in [0, 1).
+    max_seconds : float
+        Most seconds that validation may take.
+
+    Returns
+    -------
+    dict[str, str]
+        File name of the manifest of each group.
+    """
+    budget_s = min(max_seconds, max_fraction * sum(group_seconds.values()))
+    valid = choose_validation(group_seconds, budget_s)
+    return {
+        group: VALID_NAME if group in valid else TRAIN_NAME
+        for group in group_seconds
+    }
+
+
+def _check_name(entry: os.DirEntry[str]) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The name of {entry.path!r} is not UTF-8 text, so it cannot "
+            "stand in a manifest. Rename it."
+        ) from error
+
+
+def _found_file(path: str, entry: os.DirEntry[str]) -> FoundFile:
+    try:
+        stat = entry.stat()
+    except FileNotFoundError:  # a dangling link: reported when it is opened
+        return FoundFile(path, -1, -1)
+    return FoundFile(path, stat.st_size, stat.st_mtime_ns)
+
+
+def _hash_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

@@ -1,0 +1,260 @@
+"""What a preparation found, kept and dropped, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from summarymixing.data.manifest import Row, open_atomically
+from summarymixing.errors import UserError
+
+REPORT_NAME = "report.json"
+NUM_EXAMPLES = 3  # names shown for each problem; report.json has them all
+
+
+@dataclass
+class Outcome:
+    """What became of one task: a recording, or a folder of them.
+
+    Arguments
+    ---------
+    group : str
+        What must stay together in one manifest: recording, speaker, split.
+    num_recordings : int
+        Recordings looked at.
+    found_s : float
+        Seconds of audio in the readable ones.
+    rows : list of Row
+        What is kept.
+    dropped : list of (str, float)
+        Reason and seconds of each stretch that is not kept.
+    problems : list of (str, str)
+        Reason and name of each file that cannot be used as it should.
+    """
+
+    group: str = ""
+    num_recordings: int = 1
+    found_s: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    dropped: list[tuple[str, float]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        rows = [
+            (row.id, row.path, row.segments, row.duration, dict(row.labels))
+            for row in self.rows
+        ]
+        return {**vars(self), "rows": rows}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Outcome:
+        """Return the outcome that `to_json` described."""
+        rows = [
+            Row(row_id, path, tuple(map(tuple, segments)), duration, labels)
+            for row_id, path, segments, duration, labels in saved["rows"]
+        ]
+        return cls(**{**saved, "rows": rows})
+
+
+@dataclass
+class Total:
+    """A count and the audio it stands for.
+
+    Arguments
+    ---------
+    count : int
+        Rows or stretches.
+    hours : float
+        Hours of audio.
+    """
+
+    count: int = 0
+    hours: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more.
+
+        Arguments
+        ---------
+        seconds : float
+            Its audio.
+        """
+        self.count += 1
+        self.hours += seconds / 3600
+
+
+@dataclass
+class Report:
+    """The account of a preparation: found = kept + dropped.
+
+    Arguments
+    ---------
+    corpus : str
+        Name of the corpus.
+    source, manifest_dir : str
+        Absolute folders.
+    options : dict
+        Options of the preparation.
+    fingerprint : str
+        Identifies the files of the corpus and the options.
+    found : Total
+        Recordings looked at, and the audio in the readable ones.
+    manifests : dict[str, Total]
+        Rows of each manifest, by its file name.
+    dropped : dict[str, Total]
+        Stretches that are not kept, by reason.
+    problems : dict[str, list of str]
+        Names of unusable files, by reason.
+    reused : bool
+        Nothing was done, since this very preparation was already finished.
+    """
+
+    corpus: str
+    source: str
+    manifest_dir: str
+    options: dict[str, Any]
+    fingerprint: str
+    found: Total = field(default_factory=Total)
+    manifests: dict[str, Total] = field(default_factory=dict)
+    dropped: dict[str, Total] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    reused: bool = False
+
+    @property
+    def kept(self) -> Total:
+        """All rows of all manifests."""
+        return _sum(self.manifests.values())
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an outcome, except for its rows.
+
+        Arguments
+        ---------
+        outcome : Outcome
+            What became of one task.
+        """
+        self.found.count += outcome.num_recordings
+        self.found.hours += outcome.found_s / 3600
+        for reason, seconds in outcome.dropped:
+            self.dropped.setdefault(reason, Total()).add(seconds)
+        for reason, name in outcome.problems:
+            self.problems.setdefault(reason, []).append(name)
+
+    def save(self) -> Path:
+        """Write report.json beside the manifests, atomically.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        path = Path(self.manifest_dir) / REPORT_NAME
+        content = asdict(self)
+        del content["reused"]
+        with open_atomically(path) as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        return path
+
+    @classmethod
+    def load(cls, manifest_dir: Path) -> Report | None:
+        """Read the report of an earlier preparation.
+
+        Arguments
+        ---------
+        manifest_dir : Path
+            Folder of the manifests.
+
+        Returns
+        -------
+        Report or None
+            None where there is none that this version can read.
+        """
+        try:
+            saved = json.loads((manifest_dir / REPORT_NAME).read_text("utf-8"))
+            report = cls(**saved)
+            report.found = Total(**saved["found"])
+            report.manifests = _load_totals(saved["manifests"])
+            report.dropped = _load_totals(saved["dropped"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return report
+
+    def summary(self) -> str:
+        """Return the account as a few lines for people."""
+        lines = [
+            f"{self.corpus}: {self.found.count:,} recordings, "
+            f"{self.found.hours:,.2f} h in {self.source}",
+            *self._kept_lines(),
+            *self._dropped_lines(),
+            *self._problem_lines(),
+        ]
+        return "\n".join(lines)
+
+    def nothing_usable(self, expected: str) -> UserError:
+        """Return the error for a source of which nothing is kept.
+
+        Arguments
+        ---------
+        expected : str
+            What the source should hold.
+
+        Returns
+        -------
+        UserError
+            With the account.
+        """
+        return UserError(
+            f"Nothing in {self.source} is usable. Expected: {expected}.\n"
+            f"{self.summary()}\n"
+            "Repair the corpus, or loosen the limits (--help lists them)."
+        )
+
+    def _kept_lines(self) -> list[str]:
+        lines = [f"  kept     {_describe(self.kept, self.found, 'rows')}"]
+        for name, total in sorted(self.manifests.items()):
+            lines.append(f"    {_describe(total, None, 'rows')}: {name}")
+        return lines
+
+    def _dropped_lines(self) -> list[str]:
+        if not self.dropped:
+            return []
+        total = _sum(self.dropped.values())
+        lines = [f"  dropped  {_describe(total, self.found, 'stretches')}"]
+        for reason, part in sorted(self.dropped.items()):
+            lines.append(f"    {_describe(part, None, 'stretches')}: {reason}")
+        return lines
+
+    def _problem_lines(self) -> list[str]:
+        if not self.problems:
+            return []
+        count = sum(map(len, self.problems.values()))
+        lines = [
+            f"  problems {count:,} (all names in "
+            f"{Path(self.manifest_dir) / REPORT_NAME})"
+        ]
+        for reason, names in sorted(self.problems.items()):
+            shown = ", ".join(names[:NUM_EXAMPLES])
+            rest = ", ..." if len(names) > NUM_EXAMPLES else ""
+            lines.append(f"    {len(names):,}: {reason}: {shown}{rest}")
+        return lines
+
+
+def _sum(totals: Iterable[Total]) -> Total:
+    parts = list(totals)
+    return Total(sum(p.count for p in parts), sum(p.hours for p in parts))
+
+
+def _describe(total: Total, whole: Total | None, unit: str) -> str:
+    text = f"{total.hours:,.2f} h in {total.count:,} {unit}"
+    if whole is None or not whole.hours:
+        return text
+    return f"{text} ({100 * total.hours / whole.hours:.1f} %)"
+
+
+def _load_totals(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Total]:
+    return {name: Total(**total) for name, total in saved.items()}

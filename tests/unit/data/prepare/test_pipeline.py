@@ -1,0 +1,224 @@
+"""A preparation can be killed, goes on, and does not depend on workers."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.report import Outcome, Report
+from summarymixing.errors import UserError
+
+NUM_TASKS = 300
+
+
+def work(task, log=None, seconds=0.0, fail_after=None):
+    """Make two rows of a task, and note that it was done."""
+    if log is not None:
+        with open(log, "a") as file:
+            file.write(f"{task}\n")
+        if fail_after and len(log.read_text().splitlines()) > fail_after:
+            raise KeyboardInterrupt
+    time.sleep(seconds)
+    rows = [Row(f"{task}/{i}", f"/x/{task}", (), 1.5, {}) for i in range(2)]
+    return Outcome(group=task, found_s=4.0, rows=rows, dropped=[("gap", 1.0)])
+
+
+def assign_all(group_seconds):
+    return {
+        group: "train.csv" if group > "task000" else "valid.csv"
+        for group in group_seconds
+    }
+
+
+def make(manifest_dir, **changes):
+    settings = {
+        "corpus": "toy",
+        "corpus_dir": Path("/x"),
+        "manifest_dir": manifest_dir,
+        "options": {"min_seconds": 1.0},
+        "files": [],
+        "tasks": [f"task{i:03d}" for i in range(NUM_TASKS)],
+        "work": work,
+        "assign": assign_all,
+        "expected": "anything",
+    }
+    return Preparation(**{**settings, **changes})
+
+
+def read_all(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def read_csvs(folder):
+    return {p.name: p.read_bytes() for p in folder.glob("*.csv")}
+
+
+def test_rows_come_in_order_for_any_number_of_workers(tmp_path):
+    make(tmp_path / "one").run(num_workers=1)
+    make(tmp_path / "three").run(num_workers=3)
+    one, three = (read_csvs(tmp_path / n) for n in ("one", "three"))
+    assert one == three and set(one) == {"train.csv", "valid.csv"}
+    ids = [row.id for row in Manifest.read(tmp_path / "one" / "train.csv")]
+    assert ids == [f"task{i:03d}/{j}" for i in range(1, 300) for j in (0, 1)]
+
+
+def test_the_account_adds_up(tmp_path):
+    report = make(tmp_path).run()
+    assert report.found.count == NUM_TASKS
+    dropped = sum(total.hours for total in report.dropped.values())
+    assert report.kept.hours + dropped == pytest.approx(report.found.hours)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["manifests"]["train.csv"]["count"] == 2 * (NUM_TASKS - 1)
+    assert Report.load(tmp_path) == report
+    assert "gap" in report.summary()
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    log = tmp_path / "log"
+    folder = tmp_path / "m"
+    interrupted = make(folder, work=partial(work, log=log, fail_after=100))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    assert not (folder / "train.csv").exists()
+    make(folder, work=partial(work, log=log)).run()
+    done = log.read_text().splitlines()
+    assert set(done) == {f"task{i:03d}" for i in range(NUM_TASKS)}
+    assert len(done) < NUM_TASKS + 10  # at most the chunk in hand again
+    make(tmp_path / "whole").run()
+    assert read_csvs(folder) == read_csvs(tmp_path / "whole")
+    assert sorted(read_all(folder)) == ["report.json", "train.csv", "valid.csv"]
+    assert not (folder / ".partial").exists()
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    folder, log = tmp_path / "m", tmp_path / "log"
+    slow = make(folder, work=partial(work, log=log, seconds=0.01))
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=slow.run, kwargs={"num_workers": 2})
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(".partial/*/0*.json"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (folder / "train.csv").exists()
+    time.sleep(0.5)  # the workers notice and leave
+    num_done = len(log.read_text().splitlines())
+    assert num_done < NUM_TASKS
+    make(folder, work=partial(work, log=log)).run(num_workers=2)
+    assert len(log.read_text().splitlines()) < NUM_TASKS + 20
+    make(tmp_path / "whole").run()
+    assert read_csvs(folder) == read_csvs(tmp_path / "whole")
+
+
+def run_counting(folder, log, **arguments):
+    """Return the report and how many tasks were done."""
+    log.unlink(missing_ok=True)
+    changes = arguments.pop("changes", {})
+    report = make(folder, work=partial(work, log=log), **changes).run(
+        **arguments
+    )
+    done = log.read_text().splitlines() if log.exists() else []
+    return report, len(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_expected"),
+    [
+        ({}, 0),
+        ({"num_workers": 2}, 0),
+        ({"overwrite": True}, NUM_TASKS),
+        ({"changes": {"options": {"min_seconds": 2.0}}}, NUM_TASKS),
+        ({"changes": {"files": [("a.wav", 1, 1)]}}, NUM_TASKS),
+        ({"changes": {"tasks": ["task000", "task001"]}}, 2),
+    ],
+)
+def test_only_what_differs_is_done_again(tmp_path, arguments, num_expected):
+    folder, log = tmp_path / "m", tmp_path / "log"
+    first, _ = run_counting(folder, log)
+    again, num_done = run_counting(folder, log, **arguments)
+    assert num_done == num_expected
+    assert again.reused == (num_expected == 0)
+    assert again.kept.count == 2 * (num_expected or NUM_TASKS)
+
+
+@pytest.mark.parametrize("lost", ["train.csv", "report.json"])
+def test_a_lost_file_is_made_again(tmp_path, lost):
+    make(tmp_path).run()
+    before = read_all(tmp_path)
+    (tmp_path / lost).unlink()
+    assert not make(tmp_path).run().reused
+    assert read_all(tmp_path) == before
+
+
+def test_an_old_report_never_vouches_for_new_manifests(tmp_path):
+    def fail(group_seconds):
+        raise KeyboardInterrupt
+
+    make(tmp_path).run()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, options={"min_seconds": 2.0}, assign=fail).run()
+    assert not make(tmp_path).run().reused
+
+
+def test_another_corpus_is_not_overwritten(tmp_path):
+    make(tmp_path).run()
+    with pytest.raises(UserError, match="manifests of another corpus"):
+        make(tmp_path, corpus="other").run()
+    assert make(tmp_path, corpus="other").run(overwrite=True).kept.count
+
+
+def test_nothing_usable_is_an_error_that_says_why(tmp_path):
+    def refuse(task):
+        return Outcome(problems=[("unreadable", task)])
+
+    with pytest.raises(UserError, match="Nothing in /x is usable") as caught:
+        make(tmp_path, work=refuse).run()
+    assert "300: unreadable: task000, task001, task002, ..." in str(
+        caught.value
+    )
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert len(saved["problems"]["unreadable"]) == NUM_TASKS
+    assert make(tmp_path).run().kept.count  # repaired: done again
+
+
+def test_a_worker_that_dies_is_explained(tmp_path):
+    with pytest.raises(UserError, match="worker process was killed"):
+        make(tmp_path, work=die).run(num_workers=2)
+
+
+def die(task):
+    os._exit(1)
+
+
+def test_a_manifest_folder_that_is_a_file_is_explained(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="is a file"):
+            make(folder).run()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_manifest_folder_is_explained(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="Cannot write"):
+        make(tmp_path / "m").run()
+
+
+def test_a_full_disk_is_explained(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        make(tmp_path).run()
+    monkeypatch.undo()
+    assert make(tmp_path).run().kept.count == 2 * NUM_TASKS
