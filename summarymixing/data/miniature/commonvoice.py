@@ -1,0 +1,226 @@
+"""A miniature of Common Voice 11 in Welsh or Basque: mp3 clips and tables.
+
+`cv-corpus-11.0-2022-09-21/<language>/clips/common_voice_<language>_<n>.mp3`
+with `train.tsv`, `dev.tsv` and `test.tsv` beside `clips`. Some sentences have
+fewer than three words. The sentences are simple patterns, in sentence case
+and with a full stop; they claim no more grammar than that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from summarymixing.data.miniature.espeak import synthesise
+from summarymixing.data.miniature.folder import Job, build_once
+from summarymixing.data.miniature.planning import count_utterances, share_out
+from summarymixing.data.miniature.sound import (
+    Background,
+    frame_utterance,
+    write_audio,
+)
+from summarymixing.data.miniature.speakers import Speaker, cast_speakers
+from summarymixing.data.miniature.text import (
+    OFTEN,
+    Grammar,
+    Part,
+    Slot,
+    listed,
+    make_clause,
+    pick,
+)
+from summarymixing.errors import UserError
+
+RELEASE = "cv-corpus-11.0-2022-09-21"
+CLIP_RATE_HZ = 32_000  # as in the release
+
+WELSH: Grammar = (
+    Slot(("Mae",)),
+    Slot(listed("Gwen, Dafydd, Siân, Rhys, Carys, Iwan, Mair, Huw")),
+    Slot(
+        listed(
+            "yn gweld, yn prynu, yn gwerthu, yn peintio, yn cario, yn hoffi, "
+            "yn cuddio"
+        )
+    ),
+    Slot(
+        listed(
+            "afalau, cychod, cwpanau, cŵn, tai, lampau, llwyau, coed, clychau"
+        )
+    ),
+    Slot(listed("coch, gwyrdd, bach, trwm, tawel, newydd"), OFTEN),
+    Slot(listed("heddiw, eto, yfory, tu allan, yn y bore"), OFTEN),
+)
+BASQUE: Grammar = (
+    Slot(listed("Anek, Mikelek, Jonek, Mirenek, Leirek, Peruk, Itziarrek")),
+    Slot(listed("sagar, etxe, zakur, liho, katu, liburu, leiho, mahai")),
+    Slot(listed("gorria, berdea, txikia, zaharra, polita, handia, beltza")),
+    Slot(
+        listed(
+            "ikusten du, erosten du, saltzen du, margotzen du, maite du, "
+            "nahi du"
+        )
+    ),
+    Slot(listed("gaur, orain, hemen, bihar, berriro, etxean"), OFTEN),
+)
+
+
+# For each language, sentences of three words and more, and shorter ones.
+LANGUAGES: dict[str, tuple[Grammar, tuple[str, ...]]] = {
+    "cy": (WELSH, listed("Bore da, Diolch, Nos da")),
+    "eu": (BASQUE, listed("Egun on, Kaixo, Gabon")),
+}
+
+# Train, dev and test together must not use up the 40 voices of a language.
+SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
+MAX_SPEAKERS = {"train": 14, "dev": 6, "test": 6}
+UTTERANCES_PER_SPEAKER = 8  # until a split has all its speakers
+SECONDS_PER_UTTERANCE = 2.8
+SENTENCES_PER_GREETING = 12
+
+FIRST_CLIP = 17_000_000
+COLUMNS = listed(
+    "client_id, path, sentence, up_votes, down_votes, age, gender, accents, "
+    "locale, segment"
+)
+SEXES = {"F": "female", "M": "male"}
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one client reads: the work of one process.
+
+    Arguments
+    ---------
+    speaker : Speaker
+        Who.
+    part : str
+        Of the table, too.
+    sentences : mapping of str to str
+        Sentence of each clip, by its file name.
+    """
+
+    speaker: Speaker
+    part: Part
+    sentences: Mapping[str, str]
+
+
+def build_commonvoice(
+    dest: Path, *, language: str = "cy", hours: float = 0.2, seed: int = 1
+) -> Path:
+    """Build a miniature Common Voice, or find it built.
+
+    Arguments
+    ---------
+    dest : Path
+        Folder of the corpus; holds `cv-corpus-11.0-2022-09-21/<language>/`
+        afterwards.
+    language : str
+        "cy" (Welsh) or "eu" (Basque).
+    hours : float
+        Approximate audio: 70 % train, 15 % dev, 15 % test.
+    seed : int
+        Another seed gives other speakers, sentences and noise.
+
+    Returns
+    -------
+    Path
+        `dest`.
+
+    Raises
+    ------
+    UserError
+        Unknown language, espeak-ng is missing, or `dest` holds something
+        else.
+    """
+    if language not in LANGUAGES:
+        raise UserError(
+            f"No miniature of Common Voice in {language!r}; choose among "
+            f"{list(LANGUAGES)}."
+        )
+    arguments = {"language": language, "hours": hours, "seed": seed}
+
+    def make_jobs(root: Path) -> list[Job]:
+        root = root / RELEASE / language
+        root.mkdir(parents=True)
+        contributions = list(_plan(language, hours, seed))
+        for part in get_args(Part):
+            mine = [about for about in contributions if about.part == part]
+            _write_table(root / f"{part}.tsv", mine, language)
+        return [
+            partial(_write_clips, root / "clips", contribution, seed)
+            for contribution in contributions
+        ]
+
+    return build_once(dest, "Common Voice", arguments, make_jobs)
+
+
+def _plan(language: str, hours: float, seed: int) -> Iterator[Contribution]:
+    """Yield who reads what; no voice reads in two splits."""
+    rng = np.random.default_rng(seed)
+    most = sum(MAX_SPEAKERS.values())
+    speakers = iter(cast_speakers(rng, most, languages=[language]))
+    counts = count_utterances(hours, SHARES, SECONDS_PER_UTTERANCE)
+    numbers = count(FIRST_CLIP)
+    for part in get_args(Part):
+        sentences = _make_sentences(rng, language, part, counts[part])
+        clips = [
+            (f"common_voice_{language}_{next(numbers)}.mp3", sentence)
+            for sentence in sentences
+        ]
+        for mine in share_out(
+            clips,
+            per_speaker=UTTERANCES_PER_SPEAKER,
+            max_speakers=MAX_SPEAKERS[part],
+        ):
+            yield Contribution(next(speakers), part, dict(mine))
+
+
+def _make_sentences(
+    rng: np.random.Generator, language: str, part: Part, num_sentences: int
+) -> list[str]:
+    """Draw sentences; one in twelve, and not the first, is a greeting."""
+    grammar, greetings = LANGUAGES[language]
+    return [
+        pick(rng, greetings) + "."
+        if index % SENTENCES_PER_GREETING == SENTENCES_PER_GREETING - 1
+        else make_clause(rng, part, grammar) + "."
+        for index in range(num_sentences)
+    ]
+
+
+def _write_clips(folder: Path, contribution: Contribution, seed: int) -> None:
+    """Write the clips of one client, each with a background of its own."""
+    speaker, sentences = contribution.speaker, contribution.sentences
+    rng = np.random.default_rng([seed, speaker.number])
+    spoken = synthesise(speaker.voice, list(sentences.values()))
+    for name, speech in zip(sentences, spoken, strict=True):
+        framed = frame_utterance(speech, rng, CLIP_RATE_HZ)
+        samples = Background.draw(rng).record(framed, rng)
+        write_audio(folder / name, samples, CLIP_RATE_HZ)
+
+
+def _write_table(
+    path: Path, contributions: Sequence[Contribution], language: str
+) -> None:
+    """Write a table as of the release: client, clip, sentence, votes ..."""
+    rows = [
+        [_client_id(about.speaker), clip, sentence, "2", "0"]
+        + ["", SEXES[about.speaker.sex], "", language, ""]
+        for about in contributions
+        for clip, sentence in about.sentences.items()
+    ]
+    lines = ["\t".join(cells) + "\n" for cells in [COLUMNS, *rows]]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _client_id(speaker: Speaker) -> str:
+    """Return 128 hexadecimal digits."""
+    return hashlib.sha512(speaker.voice.name.encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""A miniature of LibriSpeech: 48 words, other voices in every split.
+
+`LibriSpeech/<split>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac`
+with `<speaker>-<chapter>.trans.txt`, and `LibriSpeech/SPEAKERS.TXT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from summarymixing.data.miniature.espeak import synthesise
+from summarymixing.data.miniature.folder import Job, build_once
+from summarymixing.data.miniature.planning import (
+    count_utterances,
+    share_out,
+)
+from summarymixing.data.miniature.sound import (
+    CLEAN_SNRS_DB,
+    NOISY_SNRS_DB,
+    Background,
+    frame_utterance,
+    write_audio,
+)
+from summarymixing.data.miniature.speakers import Speaker, cast_speakers
+from summarymixing.data.miniature.text import Part, make_clause
+from summarymixing.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What one split takes of the corpus, and how it sounds.
+
+    Arguments
+    ---------
+    part : str
+        Whose sentences and voices it uses.
+    share : float
+        Of the hours of the corpus.
+    max_speakers : int
+        Test-clean and test-other together must not use up the voices of
+        their part.
+    snrs_db : (float, float)
+        Bounds of the speech-to-noise ratio.
+    """
+
+    part: Part
+    share: float
+    max_speakers: int
+    snrs_db: tuple[float, float]
+
+
+SPLITS = {
+    "train-clean-100": Split("train", 0.7, 40, CLEAN_SNRS_DB),
+    "dev-clean": Split("dev", 0.1, 8, CLEAN_SNRS_DB),
+    "test-clean": Split("test", 0.1, 8, CLEAN_SNRS_DB),
+    "test-other": Split("test", 0.1, 8, NOISY_SNRS_DB),
+}
+
+SECONDS_PER_UTTERANCE = 2.5  # mean, silence at both ends included
+UTTERANCES_PER_SPEAKER = 12  # until a split has all its speakers
+UTTERANCES_PER_CHAPTER = 8
+
+FIRST_SPEAKER, FIRST_CHAPTER = 1000, 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one speaker reads: the work of one process.
+
+    Arguments
+    ---------
+    speaker : Speaker
+        Who; the number is unique in the corpus.
+    split : str
+        Where it goes.
+    texts : sequence of str
+        Utterances, without punctuation.
+    """
+
+    speaker: Speaker
+    split: str
+    texts: Sequence[str]
+
+
+def build_librispeech(
+    dest: Path,
+    *,
+    hours: float = 0.2,
+    seed: int = 1,
+    utterances: Mapping[str, int] | None = None,
+) -> Path:
+    """Build a miniature LibriSpeech, or find it built.
+
+    Arguments
+    ---------
+    dest : Path
+        Folder of the corpus; holds `LibriSpeech/` afterwards.
+    hours : float
+        Approximate audio of all splits: 70 % train-clean-100, 10 % each
+        dev-clean, test-clean and test-other (noisy). At least 2 utterances
+        in each.
+    seed : int
+        Another seed gives other speakers, sentences and noise.
+    utterances : mapping of str to int, optional
+        Utterances of each split, instead of `hours`; a split that is not
+        named is left out.
+
+    Returns
+    -------
+    Path
+        `dest`.
+
+    Raises
+    ------
+    UserError
+        Unknown split, espeak-ng is missing, or `dest` holds something else.
+    """
+    shares = {name: split.share for name, split in SPLITS.items()}
+    counts = utterances or count_utterances(
+        hours, shares, SECONDS_PER_UTTERANCE
+    )
+    if unknown := sorted(set(counts) - set(SPLITS)):
+        raise UserError(
+            f"LibriSpeech has no split {unknown} here; choose among "
+            f"{list(SPLITS)}."
+        )
+    arguments = {"seed": seed, "utterances": dict(counts)}
+    make_jobs = partial(_make_jobs, counts=counts, seed=seed)
+    return build_once(dest, "LibriSpeech", arguments, make_jobs)
+
+
+def _make_jobs(
+    root: Path, counts: Mapping[str, int], seed: int
+) -> Sequence[Job]:
+    root = root / "LibriSpeech"
+    root.mkdir()
+    readings = list(_plan_readings(counts, seed))
+    _write_speaker_table(root / "SPEAKERS.TXT", readings)
+    return [
+        partial(_write_reading, root, reading, seed) for reading in readings
+    ]
+
+
+def _plan_readings(counts: Mapping[str, int], seed: int) -> Iterator[Reading]:
+    """Yield who reads what; no voice reads in two splits."""
+    rng = np.random.default_rng(seed)
+    most = max(split.max_speakers for split in SPLITS.values())
+    casts = {
+        part: iter(cast_speakers(rng, most, part=part))
+        for part in get_args(Part)
+    }
+    numbers = count(FIRST_SPEAKER)
+    for name, num_texts in counts.items():
+        split = SPLITS[name]
+        for texts in share_out(
+            [make_clause(rng, split.part) for _ in range(num_texts)],
+            per_speaker=UTTERANCES_PER_SPEAKER,
+            max_speakers=split.max_speakers,
+        ):
+            speaker = next(casts[split.part])
+            yield Reading(replace(speaker, number=next(numbers)), name, texts)
+
+
+def _write_reading(root: Path, reading: Reading, seed: int) -> None:
+    """Write the chapters of one speaker."""
+    number = reading.speaker.number
+    rng = np.random.default_rng([seed, number])
+    spoken = synthesise(reading.speaker.voice, reading.texts)
+    step = UTTERANCES_PER_CHAPTER
+    for index, first in enumerate(range(0, len(spoken), step)):
+        chapter = FIRST_CHAPTER + 100 * (number - FIRST_SPEAKER) + index
+        folder = root / reading.split / f"{number}" / f"{chapter}"
+        background = Background.draw(rng, SPLITS[reading.split].snrs_db)
+        lines = []
+        for utterance, speech in enumerate(spoken[first : first + step]):
+            name = f"{number}-{chapter}-{utterance:04d}"
+            framed = frame_utterance(speech, rng)
+            write_audio(folder / f"{name}.flac", background.record(framed, rng))
+            lines.append(f"{name} {reading.texts[first + utterance].upper()}\n")
+        transcript = folder / f"{number}-{chapter}.trans.txt"
+        transcript.write_text("".join(lines), encoding="utf-8")
+
+
+def _write_speaker_table(path: Path, readings: Sequence[Reading]) -> None:
+    """Write SPEAKERS.TXT; a speaker's "name" is the voice."""
+    lines = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
+    for reading in readings:
+        speaker = reading.speaker
+        minutes = len(reading.texts) * SECONDS_PER_UTTERANCE / 60
+        lines.append(
+            f"{speaker.number:<5}| {speaker.sex} | {reading.split:<16} | "
+            f"{minutes:5.2f} | {speaker.voice.name}\n"
+        )
+    path.write_text("".join(lines), encoding="utf-8")
