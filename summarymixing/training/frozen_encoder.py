@@ -1,0 +1,55 @@
+"""The encoder of a probe: loaded or drawn at random, and recognised again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from summarymixing.lobes.probes import FrozenEncoder
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
+from summarymixing.nnet.randomness import derive_seed
+
+
+def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
+    """Load the encoder of a probe, or draw one of the same architecture.
+
+    Arguments
+    ---------
+    hparams : mapping
+        `encoder`, `random_encoder`, `seed`, `precision` and
+        `encoder_train_mode` of hparams/shared/probe.yaml.
+
+    Returns
+    -------
+    FrozenEncoder
+        UserError for a folder that holds no encoder.
+    """
+    encoder = Wav2Vec2Encoder.from_pretrained(hparams["encoder"])
+    if hparams["random_encoder"]:
+        encoder = random_twin(encoder, hparams["seed"])
+    return FrozenEncoder(
+        encoder,
+        precision=hparams["precision"],
+        train_mode=hparams["encoder_train_mode"],
+    )
+
+
+def random_twin(encoder: Wav2Vec2Encoder, seed: int) -> Wav2Vec2Encoder:
+    """Return an encoder of the same architecture with random weights."""
+    architecture = dict(encoder.config)
+    mixer = mixer_from_description(architecture.pop("mixer"))
+    torch.manual_seed(derive_seed(seed, "encoder"))
+    return Wav2Vec2Encoder(mixer=mixer, **architecture)
+
+
+def digest(module: nn.Module) -> str:
+    """Return a fingerprint of the weights of a module."""
+    summary = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        summary.update(name.encode())
+        summary.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return summary.hexdigest()

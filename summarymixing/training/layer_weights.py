@@ -1,0 +1,74 @@
+"""How much a probe uses each layer: a file of numbers and a drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from summarymixing.training.records import read_log, write_json
+
+STAGE = "layer_weights"  # in log.jsonl
+UNIFORM_COLOUR = "0.5"
+
+
+def as_numbers(weights: Sequence[float]) -> dict[str, float]:
+    """Name the weights, as an entry of the log.
+
+    Example
+    -------
+    >>> as_numbers([0.25, 0.75])
+    {'layer_0': 0.25, 'layer_1': 0.75}
+    """
+    return {f"layer_{layer}": weight for layer, weight in enumerate(weights)}
+
+
+def write_layer_weights(output_folder: Path) -> None:
+    """Write `layer_weights.json`: the weights after each epoch of the log.
+
+    Arguments
+    ---------
+    output_folder : Path
+        Of a run; layer 0 is the input of the first layer.
+    """
+    entries = [e for e in read_log(output_folder) if e["stage"] == STAGE]
+    epochs = [
+        {
+            "epoch": entry["epoch"],
+            "weights": [v for k, v in entry.items() if k.startswith("layer_")],
+        }
+        for entry in entries
+    ]
+    write_json(output_folder / "layer_weights.json", {"epochs": epochs})
+
+
+def draw_layer_weights(
+    weights: Sequence[float], folder: Path, title: str
+) -> None:
+    """Draw the weights as bars into `layer_weights.png` and `.svg`.
+
+    Arguments
+    ---------
+    weights : sequence of L + 1 floats
+        They sum to one.
+    folder : Path
+    title : str
+    """
+    figure = Figure(figsize=(max(4.0, 0.4 * len(weights)), 3.0))
+    axes = figure.subplots()
+    axes.bar(range(len(weights)), weights)
+    axes.axhline(
+        1 / len(weights), color=UNIFORM_COLOUR, linestyle="--", label="uniform"
+    )
+    axes.set(
+        title=title,
+        xlabel="layer (0: input of the first)",
+        ylabel="weight",
+        xticks=range(len(weights)),
+    )
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(frameon=False, loc="upper right")
+    figure.tight_layout()
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"layer_weights.{suffix}", dpi=150)

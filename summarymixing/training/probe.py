@@ -1,0 +1,485 @@
+"""The Brain of all probes: a head and layer weights on a frozen encoder.
+
+A new task is a `ProbeTask` and a YAML file that names it with its head. The
+only position that a run has is its number of updates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import speechbrain as sb
+import torch
+import torch.distributed as dist
+from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from summarymixing.errors import UserError
+from summarymixing.lobes.probes import PRECISIONS, FrozenEncoder, Probe
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
+from summarymixing.nnet.randomness import derive_seed
+from summarymixing.training import layer_weights
+from summarymixing.training.checkpoints import (
+    AtomicCheckpointer,
+    check_same_run,
+)
+from summarymixing.training.frozen_encoder import (
+    digest,
+    load_frozen_encoder,
+)
+from summarymixing.training.launch import stop_requested_anywhere
+from summarymixing.training.probe_data import (
+    ProbeBatch,
+    ProbeData,
+    load_probe_data,
+)
+from summarymixing.training.probe_task import ProbeTask
+from summarymixing.training.processes import on_main_process
+from summarymixing.training.records import RunLog, write_json
+
+logger = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
+
+
+class Scored(NamedTuple):
+    """id : of the utterance; loss : its loss; score : of the task."""
+
+    id: str
+    loss: float
+    score: Any
+
+
+class ProbeBrain(sb.Brain):
+    """Train and test a probe on SpeechBrain's loop.
+
+    hparams : the keys of hparams/shared/probe.yaml. modules : {"encoder":
+    FrozenEncoder, "probe": Probe}. A checkpoint holds the probe, not the
+    encoder.
+    """
+
+    def __init__(
+        self, *, task: ProbeTask, data: ProbeData, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.task, self.data = task, data
+        self.probe = self.modules["probe"]  # without DDP around it
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.folder = Path(self.hparams.output_folder)
+        self.results: dict[str, float] = {}  # of the evaluation just done
+
+    def epochs(self) -> Iterator[int]:
+        """Count epochs from 1, beginning with the one that comes next."""
+        h, data = self.hparams, self.data
+        limit = data.first_update(h.number_of_epochs)
+        if h.max_updates is not None:
+            limit = min(limit, h.max_updates)
+        for epoch in range(h.number_of_epochs):
+            start = max(self.optimizer_step, data.first_update(epoch))
+            stop = min(data.first_update(epoch + 1), limit)
+            if start < stop:
+                data.sampler.set_range(start, stop)
+                self.last_update_of_epoch = stop
+                yield epoch + 1
+
+    # Start
+
+    def on_fit_start(self) -> None:
+        """Wrap, make the optimisers, resume."""
+        super().on_fit_start()
+        self._check_position()
+        self.run_log = RunLog(self.folder, resumed_at=self.optimizer_step)
+        if self.optimizer_step:
+            logger.info("going on from update %d", self.optimizer_step)
+
+    def _check_position(self) -> None:
+        """Refuse to go on where updates are counted in other units."""
+        last = self.checkpointer.find_checkpoint()
+        if last is not None and last.meta["units"] != self.data.units:
+            raise UserError(
+                f"{last.path} was saved with {last.meta['units']}, this run "
+                f"has {self.data.units}. Give the same batches and number of "
+                "processes to go on, --test_only to test it, or another "
+                "--output_folder"
+            )
+
+    def _wrap_distributed(self) -> None:
+        """Wrap the probe once.
+
+        Unlike SpeechBrain: SyncBatchNorm only where it exists, on GPUs;
+        gradients live in the buckets and need no copy.
+        """
+        if not dist.is_initialized():
+            return
+        on_gpu = self.device_type == "cuda"
+        if on_gpu:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.probe)
+        self.modules["probe"] = DistributedDataParallel(
+            self.probe,
+            device_ids=[self.device] if on_gpu else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def init_optimizers(self) -> None:
+        """Make one optimiser for the head and one for the layer weights.
+
+        Each has a single group: SpeechBrain clips only the first.
+        """
+        h, probe = self.hparams, self.probe
+        self.optimizers_dict = {
+            "head_optimizer": h.head_optimizer(probe.head.parameters()),
+            "weights_optimizer": h.weights_optimizer(
+                probe.weighted_sum.parameters()
+            ),
+        }
+        self.checkpointer.add_recoverables(self.optimizers_dict)
+
+    # Training
+
+    def on_fit_batch_start(self, batch: ProbeBatch, should_step: bool) -> None:
+        """Let dropout depend on the position alone, for an exact resume."""
+        del batch, should_step
+        micro_step = self.step % self.grad_accumulation_factor
+        position = self.optimizer_step, micro_step, self.rank
+        torch.manual_seed(derive_seed(self.hparams.seed, *position))
+
+    def compute_forward(
+        self, batch: ProbeBatch, stage: sb.Stage
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the head predicts, and the padding mask (B, T)."""
+        batch = batch.to(self.device)
+        encoded = self.modules["encoder"](batch.wavs, batch.wav_lens)
+        # In evaluation not through DDP: processes may have unequal numbers
+        # of batches there.
+        probe = self.modules["probe"] if _is_training(stage) else self.probe
+        return probe(*encoded), encoded.padding_mask
+
+    def compute_objectives(
+        self,
+        predictions: tuple[Tensor, Tensor],
+        batch: ProbeBatch,
+        stage: sb.Stage,
+    ) -> Tensor:
+        """Return the mean loss of a batch; keep the scores in evaluation."""
+        losses = self.judge.loss(*predictions, batch.rows)
+        if not _is_training(stage):
+            scores = self.judge.score(*predictions, batch.rows)
+            values = losses.double().tolist()
+            self.scored += [
+                Scored(row.id, loss, score)
+                for row, loss, score in zip(
+                    batch.rows, values, scores, strict=True
+                )
+            ]
+        return losses.mean()
+
+    def on_fit_batch_end(
+        self,
+        batch: ProbeBatch,
+        outputs: tuple[Tensor, Tensor],
+        loss: Tensor,
+        should_step: bool,
+    ) -> None:
+        """Sum the loss, and stop between updates where that is asked for."""
+        del outputs
+        count = len(batch.rows)
+        self.loss_sums += torch.stack(
+            [loss.detach().double() * count, loss.new_tensor(count).double()]
+        )
+        # After the last update of an epoch its validation comes first.
+        if not should_step or self.optimizer_step >= self.last_update_of_epoch:
+            return
+        if stop_requested_anywhere():
+            self.save_checkpoint({})
+            raise _Stopped
+
+    # Stages
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Start the sums of a stage."""
+        del epoch
+        testing = stage == sb.Stage.TEST
+        self.judge = self.task.for_test() if testing else self.task
+        self.scored: list[Scored] = []
+        self.loss_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if not _is_training(stage) and dist.is_initialized():
+            # Running statistics differ between processes after an update.
+            for buffer in self.probe.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def on_stage_end(
+        self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Log; after a validation anneal and save."""
+        del stage_loss
+        if _is_training(stage):
+            self._log_train()
+            return
+        self.scored = gather(self.scored)
+        self.results = self._summarise()
+        if stage == sb.Stage.VALID:
+            self._end_epoch(int(epoch or 0), self.results)
+
+    def _log_train(self) -> None:
+        if dist.is_initialized():
+            dist.all_reduce(self.loss_sums)
+        total, count = self.loss_sums.tolist()
+        rates = {
+            name.replace("optimizer", "learning_rate"): o.param_groups[0]["lr"]
+            for name, o in self.optimizers_dict.items()
+        }
+        numbers = {"loss": total / max(count, 1), **rates}
+        self.run_log.write("train", self.optimizer_step, numbers)
+
+    def _summarise(self) -> dict[str, float]:
+        # Exact sums, so that the order of utterances makes no difference.
+        loss = math.fsum(scored.loss for scored in self.scored)
+        return {
+            "loss": loss / len(self.scored),
+            **self.judge.summarise([scored.score for scored in self.scored]),
+            "utterances": len(self.scored),
+        }
+
+    def _end_epoch(self, epoch: int, numbers: dict[str, float]) -> None:
+        update = self.optimizer_step
+        self.run_log.write("valid", update, {"epoch": epoch, **numbers})
+        weights = layer_weights.as_numbers(self.layer_weights())
+        self.run_log.write(
+            layer_weights.STAGE, update, {"epoch": epoch, **weights}
+        )
+        on_main_process(lambda: layer_weights.write_layer_weights(self.folder))
+        self._anneal({"epoch": epoch, **numbers})
+        self.save_checkpoint({"epoch": epoch, **numbers})
+        if stop_requested_anywhere():
+            raise _Stopped
+
+    def _anneal(self, numbers: Mapping[str, float]) -> None:
+        h = self.hparams
+        for name, schedule in schedules(vars(h)).items():
+            _, rate = schedule(numbers[h.anneal_on])
+            optimizer = name.replace("schedule", "optimizer")
+            update_learning_rate(self.optimizers_dict[optimizer], rate)
+
+    def save_checkpoint(self, numbers: dict[str, float]) -> None:
+        """Save; keep the last checkpoint and the best of `select_by`."""
+        self.step = 0  # an epoch, or its rest, starts at a first micro-batch
+        self.avg_train_loss = 0.0
+        best = self.hparams.select_by
+        self.checkpointer.save_and_keep_only(
+            meta={
+                "update": self.optimizer_step,
+                "units": self.data.units,
+                **numbers,
+            },
+            min_keys=[best] if best else [],
+        )
+
+    def layer_weights(self) -> list[float]:
+        """Return the weight of each of the L + 1 hidden states."""
+        return self.probe.weighted_sum.weights().tolist()
+
+    # Test
+
+    def test(self) -> dict[str, dict[str, float]]:
+        """Test the selected checkpoint; write the reports and metrics.json.
+
+        Returns
+        -------
+        dict
+            Metrics by name of the split.
+        """
+        if self._tested_checkpoint() is None:
+            raise UserError(
+                f"{self.folder} has no checkpoint to test; train first, "
+                "without --test_only and with at least one update"
+            )
+        splits = {}
+        for split, loader in self.data.tests.items():
+            self.evaluate(loader, min_key=self.hparams.select_by)
+            problems = self.judge.inspect(split, self.data.manifests[split])
+            splits[split] = {**self.results, **problems}
+            on_main_process(partial(self._write_report, split))
+            logger.info("%s: %s", split, splits[split])
+        on_main_process(lambda: self._write_results(splits))
+        return splits
+
+    def _write_report(self, split: str) -> None:
+        scores = [scored.score for scored in self.scored]
+        self.judge.write_report(self.folder, split, scores)
+
+    def _tested_checkpoint(self) -> Any:
+        return self.checkpointer.find_checkpoint(min_key=self.hparams.select_by)
+
+    def _write_results(self, splits: dict[str, dict[str, float]]) -> None:
+        h = self.hparams
+        last = self.checkpointer.find_checkpoint()
+        weights = self.layer_weights()
+        metrics = {
+            "task": self.task.name,
+            "encoder": str(h.encoder),
+            "random_encoder": h.random_encoder,
+            "splits": splits,
+            "valid": _numbers(self._tested_checkpoint()),
+            "layer_weights": weights,
+            "epochs": _numbers(last).get("epoch", 0),
+            "updates": _numbers(last).get("update", 0),
+            "outputs": len(self.task.outputs),
+            "parameters": {
+                "encoder": _count(self.modules["encoder"]),
+                "head": _count(self.probe.head),
+                "layer_weights": len(weights),
+            },
+        }
+        write_json(self.folder / "metrics.json", metrics)
+        layer_weights.draw_layer_weights(weights, self.folder, self.task.name)
+
+
+def _is_training(stage: sb.Stage) -> bool:
+    return stage == sb.Stage.TRAIN
+
+
+def _numbers(checkpoint: Any) -> dict[str, float]:
+    """Return the numbers that were saved with a checkpoint."""
+    return {
+        name: value
+        for name, value in checkpoint.meta.items()
+        if isinstance(value, int | float)
+        and name not in ("unixtime", "end-of-epoch")
+    }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def gather(scored: list[Scored]) -> list[Scored]:
+    """Return the scores of all processes, sorted by id; a collective."""
+    if dist.is_initialized():
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, scored)
+        scored = [entry for share in shares for entry in share]
+    return sorted(scored, key=lambda entry: entry.id)
+
+
+def schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schedules that are not constant, by key."""
+    names = ("head_schedule", "weights_schedule")
+    return {name: hparams[name] for name in names if hparams[name]}
+
+
+def make_probe(
+    hparams: Mapping[str, Any], encoder: Wav2Vec2Encoder, task: ProbeTask
+) -> Probe:
+    """Make the head for the outputs of a task, the same on every process."""
+    wanted, found = hparams["num_outputs"], len(task.outputs)
+    if wanted not in (None, found):
+        raise UserError(
+            f"num_outputs is {wanted}, but column '{task.label}' of "
+            f"{hparams['train_split']}.csv makes {found}: "
+            f"{', '.join(map(repr, task.outputs[:40]))}. Prepare the whole "
+            f"corpus, or give --num_outputs=null."
+        )
+    torch.manual_seed(derive_seed(hparams["seed"], "head"))
+    head = hparams["head"](encoder.d_model, found)
+    return Probe(encoder.num_layers + 1, head)
+
+
+def run_fingerprint(
+    hparams: Mapping[str, Any],
+    encoder: FrozenEncoder,
+    task: ProbeTask,
+) -> dict[str, Any]:
+    """What must not change between the runs that share an output folder."""
+    return {
+        "task": task.name,
+        "encoder": digest(encoder),
+        "outputs": f"{derive_seed(*task.outputs):x}",
+        "seed": hparams["seed"],
+    }
+
+
+def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
+    """Load what a probe needs; UserError for what does not fit together.
+
+    Arguments
+    ---------
+    hparams : dict
+        Built from a file of hparams/mp3s/.
+    run_opts : RunOptions
+        SpeechBrain's options from the command line.
+    """
+    task, folder = hparams["task"], Path(hparams["output_folder"])
+    _check_choices(hparams, task)
+    encoder = load_frozen_encoder(hparams)
+    data = load_probe_data(
+        hparams,
+        task,
+        rank=dist.get_rank() if dist.is_initialized() else 0,
+        world_size=dist.get_world_size() if dist.is_initialized() else 1,
+    )
+    train = data.manifests[hparams["train_split"]]
+    task.fit(train, folder)
+    task.inspect(hparams["train_split"], train)
+    model = make_probe(hparams, encoder.encoder, task)
+    fingerprint = run_fingerprint(hparams, encoder, task)
+    check_same_run(folder / "checkpoints", fingerprint)
+    return ProbeBrain(
+        task=task,
+        data=data,
+        modules={"encoder": encoder, "probe": model},
+        hparams={
+            **hparams,
+            "precision": "fp32",  # of the head; the encoder has its own
+            "max_grad_norm": hparams["max_gradient_norm"],
+            "grad_accumulation_factor": hparams["accumulation"],
+        },
+        run_opts=run_opts,
+        checkpointer=AtomicCheckpointer(
+            folder / "checkpoints",
+            recoverables={"probe": model, **_recoverable_schedules(hparams)},
+            fingerprint=fingerprint,
+        ),
+    )
+
+
+def _check_choices(hparams: Mapping[str, Any], task: ProbeTask) -> None:
+    choices = {
+        "precision": tuple(PRECISIONS),
+        "select_by": (None, "loss", *task.metrics),
+        "anneal_on": ("loss", "epoch", *task.metrics),
+        "order": ("ascending", "random"),
+    }
+    for key, allowed in choices.items():
+        if hparams[key] not in allowed:
+            raise UserError(
+                f"{key} is one of {', '.join(map(str, allowed))}, not "
+                f"{hparams[key]!r}."
+            )
+
+
+def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schedules with a state: some are functions of the epoch."""
+    return {
+        name: schedule
+        for name, schedule in schedules(hparams).items()
+        if get_default_hook(schedule, DEFAULT_SAVE_HOOKS)
+    }
+
+
+def probe(hparams: dict[str, Any], run_opts: Any) -> None:
+    """Train and test a probe, or go on with one; arguments: `make_brain`."""
+    brain = make_brain(hparams, run_opts)
+    try:
+        brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
+    except _Stopped:
+        return
+    brain.test()

@@ -1,0 +1,105 @@
+"""What distinguishes one probe from another: labels, loss and metric."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from summarymixing.data.batching import Utterance
+from summarymixing.data.manifest import Manifest, Row
+
+
+class ProbeTask(ABC):
+    """A task that a probe learns; built from YAML, then given its labels.
+
+    Arguments
+    ---------
+    label : str
+        Label column of the manifests.
+    """
+
+    name: str  # in metrics.json
+    metrics: tuple[str, ...]  # names of the numbers that `summarise` returns
+    outputs: list[str]  # what each output of the head stands for, after `fit`
+
+    def __init__(self, *, label: str) -> None:
+        self.label = label
+
+    @abstractmethod
+    def fit(self, train: Manifest, folder: Path) -> None:
+        """Take `outputs` from the training manifest; every process calls it.
+
+        Arguments
+        ---------
+        train : Manifest
+        folder : Path
+            Of the run, for what is worth keeping.
+        """
+
+    def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
+        """Count what is wrong with the labels of a split, for metrics.json."""
+        del split, manifest
+        return {}
+
+    def adapt(self, utterance: Utterance) -> Utterance:
+        """Change an utterance of the training split, for example cut it.
+
+        What is random must come from its epoch and id alone. Called in the
+        processes that load the data.
+        """
+        return utterance
+
+    def for_test(self) -> ProbeTask:
+        """Return the task of the test splits, where it is another one.
+
+        Verification, for example, learns to classify speakers and is tested
+        on pairs of others.
+        """
+        return self
+
+    @abstractmethod
+    def loss(
+        self, predicted: Any, padding_mask: Tensor, rows: Sequence[Row]
+    ) -> Tensor:
+        """Compare a batch with its labels.
+
+        Arguments
+        ---------
+        predicted : Tensor, (B, ...), or a tuple of Tensors
+            What the head returned.
+        padding_mask : Tensor, bool, (B, T)
+            True on padding.
+        rows : sequence of B Rows
+
+        Returns
+        -------
+        Tensor, (B,)
+            Loss of each utterance; their mean is minimised.
+        """
+
+    @abstractmethod
+    def score(
+        self, predicted: Any, padding_mask: Tensor, rows: Sequence[Row]
+    ) -> list[Any]:
+        """Judge a batch in evaluation; arguments as in `loss`.
+
+        Returns
+        -------
+        list of B objects
+            Whatever `summarise` needs of each utterance; they travel between
+            processes, so keep them small.
+        """
+
+    @abstractmethod
+    def summarise(self, scores: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics of a split from the scores of all utterances."""
+
+    def write_report(
+        self, folder: Path, split: str, scores: Sequence[Any]
+    ) -> None:
+        """Write details of a test split; the main process calls it."""
+        del folder, split, scores

@@ -1,0 +1,106 @@
+"""Frozen encoder, weighted sum and heads of the probes."""
+
+import pytest
+import torch
+
+from summarymixing import Wav2Vec2Encoder
+from summarymixing.lobes.probes import (
+    FrozenEncoder,
+    LSTMHead,
+    Probe,
+    WeightedSum,
+)
+
+
+def make_encoder():
+    torch.manual_seed(0)
+    return Wav2Vec2Encoder(
+        num_layers=2, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20
+    )
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_encoder_is_frozen_whatever_the_brain_does(train_mode):
+    frozen = FrozenEncoder(make_encoder(), train_mode=train_mode)
+    modules = torch.nn.ModuleDict({"encoder": frozen}).train()
+    assert frozen.encoder.training == train_mode
+    assert frozen.encoder.encoder.layers[0].dropout.training == train_mode
+    states = frozen(torch.rand(1, 4000), torch.ones(1)).hidden_states
+    assert not any(state.requires_grad for state in states)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    modules.eval()
+    assert not frozen.encoder.training
+
+
+def test_precision_is_that_of_the_computation():
+    wavs, wav_lens = torch.rand(1, 4000), torch.ones(1)
+    exact = FrozenEncoder(make_encoder())(wavs, wav_lens).hidden_states
+    rounded = FrozenEncoder(make_encoder(), precision="bf16")(wavs, wav_lens)
+    difference = (exact[-1] - rounded.hidden_states[-1]).abs().max()
+    assert 0 < difference < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weighted_sum_equals_its_definition(dtype):
+    torch.manual_seed(0)
+    states = [torch.randn(2, 5, 3).to(dtype) for _ in range(4)]
+    direction = torch.randn(2, 5, 3)
+    mixture = WeightedSum(4)
+    torch.testing.assert_close(
+        mixture(states), torch.stack(states).float().mean(dim=0)
+    )
+    with torch.no_grad():
+        mixture.logits.copy_(torch.randn(4))
+    reference_logits = mixture.logits.detach().clone().requires_grad_()
+    reference = torch.einsum(
+        "l,lbtd->btd",
+        torch.softmax(reference_logits, 0),
+        torch.stack(states).float(),
+    )
+    output = mixture(states)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, reference)
+    (output * direction).sum().backward()
+    (reference * direction).sum().backward()
+    torch.testing.assert_close(mixture.logits.grad, reference_logits.grad)
+
+
+def test_weighted_sum_wants_every_state():
+    with pytest.raises(ValueError):
+        WeightedSum(3)([torch.rand(1, 1, 1)] * 2)
+
+
+def test_lstm_of_the_paper_has_39_88_million_parameters():
+    head = LSTMHead(768, 30)
+    assert sum(p.numel() for p in head.lstm.parameters()) == 39_878_656
+    assert head.linear.w.weight.shape == (30, 2048)
+
+
+def predict(head, states, lengths):
+    padding_mask = torch.arange(states[0].shape[1]) >= torch.tensor(
+        lengths
+    ).unsqueeze(1)
+    return Probe(len(states), head).eval()(states, padding_mask)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("garbage", [1e3, float("nan")])
+def test_content_of_padding_does_not_matter(packed, garbage):
+    torch.manual_seed(0)
+    head = LSTMHead(4, 3, hidden_size=5, packed=packed)
+    states = [torch.randn(2, 7, 4) for _ in range(3)]
+    expected = predict(head, states, [7, 4])
+    for state in states:
+        state[1, 4:] = garbage
+    found = predict(head, states, [7, 4])
+    torch.testing.assert_close(found[1, :4], expected[1, :4])
+
+
+@pytest.mark.parametrize("length", [1, 2, 36, 37])
+def test_packed_head_does_not_see_the_batch(length):
+    torch.manual_seed(0)
+    head = LSTMHead(4, 3, hidden_size=5, packed=True)
+    states = [torch.randn(2, 49, 4) for _ in range(2)]
+    batch = predict(head, states, [length, 49])
+    alone = predict(head, [s[:1, :length] for s in states], [length])
+    torch.testing.assert_close(batch[:1, :length], alone)
