@@ -1,0 +1,41 @@
+"""Recipe files: every key is used, and every file loads."""
+
+import re
+from pathlib import Path
+
+import pytest
+from speechbrain.utils.run_opts import RunOptions
+
+from summarymixing.training.hyperparameters import RecipeFile
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(
+    path
+    for path in (ROOT / "hparams").rglob("*.yaml")
+    if path.parent.name != "shared"
+)
+CODE = "\n".join(
+    path.read_text("utf-8") for path in (ROOT / "summarymixing").rglob("*.py")
+)
+RUN_OPTIONS = set(RunOptions().as_dict())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_root_key_is_used(file):
+    recipe = RecipeFile.read(file)
+    text = recipe.as_text()
+    unused = [
+        key
+        for key in recipe.tree
+        if f"!ref <{key}" not in text
+        and not re.search(rf"""["']{key}["']|\bh(params)?\.{key}\b""", CODE)
+        and key not in RUN_OPTIONS
+        and not key.startswith("__")
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_files_state_only_what_differs(file):
+    assert len(file.read_text("utf-8").splitlines()) <= 80
+    assert file.read_text("utf-8").lstrip().startswith("#"), "say what it is"

@@ -1,0 +1,247 @@
+"""Every pre-training file trains, resumes exactly and survives bad input."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from summarymixing import Wav2Vec2Encoder
+from summarymixing.data.manifest import Manifest, write_manifest
+from summarymixing.training.launch import run
+from summarymixing.training.pretraining import pretrain
+from summarymixing.training.records import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "hparams" / "pretraining").glob("*.yaml"))
+
+# The paper's widths are built on the meta device elsewhere; two updates of
+# each file are run at widths that a CPU can afford.
+SMALL = (
+    "--d_model=32",
+    "--d_ffn=64",
+    "--num_heads=4",
+    "--num_layers=2",
+    "--front_end_channels=16",
+    "--num_codes=8",
+    "--target_dim=16",
+    "--precision=fp32",
+    "--max_batch_seconds=31",
+    "--accumulation=1",
+    "--num_workers=0",
+    "--max_updates=2",
+    "--checkpoint_every_updates=2",
+    "--log_every_updates=1",
+)
+
+
+def command(
+    file: Path, manifests: Path, output: Path, *extra: str
+) -> list[str]:
+    return [
+        str(file),
+        f"--manifests={manifests}",
+        f"--output_folder={output}",
+        *SMALL,
+        *extra,
+    ]
+
+
+def train(file: Path, manifests: Path, output: Path, *extra: str) -> None:
+    """Run a recipe in this process; only a plain end counts as success."""
+    run(pretrain, command(file, manifests, output, *extra))
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "encoder" / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_two_updates_of_every_file(file, pretraining_manifests, tmp_path):
+    train(file, pretraining_manifests, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert metrics["update"] == 2
+    assert 0 < metrics["valid"]["contrastive_loss"] < 10
+    stages = [entry["stage"] for entry in read_log(tmp_path)]
+    assert stages == ["train", "train", "valid"]
+    encoder = Wav2Vec2Encoder.from_pretrained(tmp_path / "encoder")
+    out = encoder(torch.randn(1, 8_000), torch.ones(1))
+    assert len(out.hidden_states) == 3
+    assert out.hidden_states[-1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--mask_scheme=fairseq",
+        "--schedule=warm_cool",
+        "--loss_reduction=sum",
+        "--memory_budget=0.5",
+        "--precision=bf16",
+    ],
+)
+def test_one_value_changes(change, pretraining_manifests, tmp_path):
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        pretraining_manifests,
+        tmp_path,
+        change,
+    )
+    assert read_log(tmp_path)[-1]["loss"] < 10
+
+
+def test_resumed_run_equals_straight_run(pretraining_manifests, tmp_path):
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    noisy = (
+        "--dropout=0.1",
+        "--layer_drop=0.3",
+        "--accumulation=2",
+        "--max_batch_seconds=30.5",
+    )
+    for output, stops in (("straight", [6]), ("resumed", [4, 6])):
+        for stop in stops:
+            train(
+                file,
+                pretraining_manifests,
+                tmp_path / output,
+                *noisy,
+                f"--max_updates={stop}",
+            )
+    straight, resumed = (
+        weights(tmp_path / "straight"),
+        weights(tmp_path / "resumed"),
+    )
+    for name, weight in straight.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
+    assert _losses(tmp_path / "resumed") == _losses(tmp_path / "straight")
+
+
+def _losses(output: Path) -> list[tuple[str, int, float]]:
+    return [(e["stage"], e["update"], e["loss"]) for e in read_log(output)]
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(
+    pretraining_manifests, tmp_path
+):
+    """SIGTERM saves first; SIGKILL loses what came after a checkpoint."""
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    script = str(ROOT / "recipes/pretraining/train.py")
+    words = command(
+        file,
+        pretraining_manifests,
+        tmp_path,
+        "--max_updates=100000",
+        "--checkpoint_every_updates=5",
+    )
+    for how, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
+        before = _last_update(tmp_path)
+        process = subprocess.Popen(
+            [sys.executable, script, *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.DEVNULL,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for _ in range(600):
+                time.sleep(0.1)
+                if _last_update(tmp_path) >= before + 7:
+                    break
+        process.send_signal(how)
+        assert process.wait(60) == status
+    saved = json.loads((tmp_path / "metrics.json").read_text("utf-8"))["update"]
+    # The stop was between two checkpoints, and nothing after it is lost.
+    assert saved >= _last_update(tmp_path) - 1
+    train(file, pretraining_manifests, tmp_path, f"--max_updates={saved + 1}")
+    assert _last_update(tmp_path) == saved + 1
+
+
+def _last_update(output: Path) -> int:
+    return max([entry["update"] for entry in read_log(output)], default=0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run a command that must be refused; return its one message."""
+    with pytest.raises(SystemExit) as end:
+        run(pretrain, list(words))
+    assert end.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("--num_head=3", "num_heads"),
+        ("--d_model=30", "multiple of num_heads"),
+        ("--kernel_size=30", "odd"),
+        ("--schedule=cosine", "noam, warm_cool"),
+        ("--mask_scheme=mine", "stock, fairseq"),
+        ("--max_batch_seconds=5", "max_batch_seconds"),
+        ("--accumulation=500", "accumulation"),
+        ("--manifests=/nowhere", "/nowhere"),
+    ],
+)
+def test_bad_values_are_explained(
+    extra, expected, pretraining_manifests, tmp_path, capsys
+):
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    words = command(file, pretraining_manifests, tmp_path, extra)
+    assert expected in refused(capsys, *words)
+
+
+def test_checkpoint_of_another_run_is_refused(
+    pretraining_manifests, tmp_path, capsys
+):
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    train(file, pretraining_manifests, tmp_path)
+    words = command(file, pretraining_manifests, tmp_path, "--num_layers=3")
+    message = refused(capsys, *words)
+    assert "num_layers: saved 2, requested 3" in message
+
+
+def test_moved_audio_is_explained(pretraining_manifests, tmp_path, capsys):
+    for name in ("train", "valid"):
+        manifest = Manifest.read(pretraining_manifests / f"{name}.csv")
+        moved = [
+            type(row)(row.id, "/old" + row.path, row.segments, row.duration)
+            for row in manifest
+        ]
+        write_manifest(tmp_path / f"{name}.csv", moved)
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    message = refused(capsys, *command(file, tmp_path, tmp_path / "out"))
+    assert "relocate" in message
+
+
+def test_unreadable_audio_is_skipped_and_listed(
+    pretraining_manifests, tmp_path
+):
+    """One broken file does not end a run, and is not passed over silently."""
+    rows = list(Manifest.read(pretraining_manifests / "train.csv"))
+    broken = tmp_path / "broken.flac"
+    broken.write_bytes(Path(rows[0].path).read_bytes()[:5000])
+    rows[0] = type(rows[0])(
+        rows[0].id, str(broken), rows[0].segments, rows[0].duration
+    )
+    write_manifest(
+        tmp_path / "train.csv",
+        [type(r)(r.id, r.path, r.segments, r.duration) for r in rows],
+    )
+    (tmp_path / "valid.csv").write_bytes(
+        (pretraining_manifests / "valid.csv").read_bytes()
+    )
+    output = tmp_path / "out"
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        tmp_path,
+        output,
+        "--max_updates=12",
+        "--checkpoint_every_updates=12",
+    )
+    assert str(broken) in (output / "unreadable_audio.0.txt").read_text("utf-8")

@@ -1,0 +1,252 @@
+"""An encoder on disk: whole, explained, and never executed."""
+
+import json
+import pickle
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from summarymixing import MultiHeadAttention, SummaryMixing, Wav2Vec2Encoder
+from summarymixing.errors import UserError
+from summarymixing.pretrained import load_encoder, read_config, save_encoder
+
+TINY = {
+    "num_layers": 1,
+    "d_model": 8,
+    "d_ffn": 16,
+    "kernel_size": 3,
+    "num_mels": 20,
+    "front_end_channels": 6,
+}
+
+
+def make_encoder(mixer=None, **options):
+    mixer = mixer or partial(SummaryMixing, num_heads=2)
+    return Wav2Vec2Encoder(mixer=mixer, **{**TINY, **options})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_encoder(make_encoder(), tmp_path / "run" / "encoder")
+
+
+def edit(folder, **changes):
+    """Change top-level keys of encoder.json; None removes one."""
+    path = folder / "encoder.json"
+    config = {**json.loads(path.read_text()), **changes}
+    config = {key: value for key, value in config.items() if value is not None}
+    path.write_text(json.dumps(config))
+
+
+def edit_architecture(folder, **changes):
+    architecture = read_config(folder)["architecture"]
+    edit(folder, architecture={**architecture, **changes})
+
+
+def refused(folder, *parts):
+    """Loading fails with a message that names the folder and these parts."""
+    with pytest.raises(UserError) as caught:
+        load_encoder(folder)
+    for part in (str(folder), *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        partial(SummaryMixing, num_heads=2),
+        partial(SummaryMixing, num_heads=4, mode="lite"),
+        partial(MultiHeadAttention, num_heads=2, dropout=0.1),
+    ],
+)
+def test_what_is_saved_is_what_is_loaded(mixer, tmp_path):
+    encoder = make_encoder(mixer, layer_drop=0.2).eval()
+    facts = {"updates": 3, "corpus": "Libri-Light ½"}
+    folder = save_encoder(encoder, tmp_path / "encoder", trained_on=facts)
+    loaded = Wav2Vec2Encoder.from_pretrained(folder)
+    assert not loaded.training
+    assert loaded.config == encoder.config
+    assert read_config(folder)["trained_on"] == facts
+    wavs, wav_lens = torch.randn(2, 4_000), torch.tensor([1.0, 0.7])
+    torch.testing.assert_close(
+        loaded(wavs, wav_lens).hidden_states,
+        encoder(wavs, wav_lens).hidden_states,
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(folder):
+    before = {path.name for path in folder.iterdir()}
+    encoder = make_encoder()
+    save_encoder(encoder, folder)
+    assert {path.name for path in folder.iterdir()} == before
+    assert before == {"encoder.json", "encoder.safetensors"}
+    for name, tensor in load_encoder(folder).state_dict().items():
+        assert torch.equal(tensor, encoder.state_dict()[name])
+
+
+def test_the_folder_of_the_run_is_told_from_its_encoder(folder):
+    refused(folder.parent, "Did you mean", str(folder))
+
+
+def test_a_folder_without_encoder_is_named(tmp_path):
+    refused(tmp_path / "nothing", "holds no encoder", "--encoder")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_are_refused(keep, folder):
+    path = folder / "encoder.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(folder, "encoder.safetensors cannot be read")
+
+
+def test_missing_weights_are_refused(folder):
+    (folder / "encoder.safetensors").unlink()
+    refused(folder, "encoder.safetensors cannot be read")
+
+
+def test_weights_that_are_a_pickle_are_not_executed(folder, tmp_path):
+    class Dangerous:
+        def __reduce__(self):
+            return (tmp_path / "executed").touch, ()
+
+    content = pickle.dumps(Dangerous())
+    (folder / "encoder.safetensors").write_bytes(content)
+    refused(folder, "encoder.safetensors cannot be read")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_nothing_else_in_the_folder_matters(folder, tmp_path, monkeypatch):
+    trap = f"open({str(tmp_path / 'executed')!r}, 'w')"
+    for name in ("__init__", "encoder", "summarymixing", "torch", "mixer"):
+        (folder / f"{name}.py").write_text(trap)
+    (folder / "hyperparams.yaml").write_text(
+        f"x: !apply:pathlib.Path.touch [{tmp_path / 'executed'}]"
+    )
+    monkeypatch.chdir(folder)
+    load_encoder(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        "summarymixing.nnet.of_a_newer_version.Mixer",
+        "summarymixing.pretrained.save_encoder",
+    ],
+)
+def test_a_mixer_from_elsewhere_is_refused(name, folder):
+    edit_architecture(folder, mixer={"class": name})
+    refused(folder, "encoder.json", "cannot build", name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_layers": 2},
+        {"d_model": 16},
+        {"d_ffn": 8},
+        {"kernel_size": 5},
+        {"front_end_channels": 12},
+    ],
+)
+def test_weights_of_another_architecture_are_named(changes, folder):
+    edit_architecture(folder, **changes)
+    refused(folder, "another architecture", "described", "stored")
+
+
+def test_every_weight_must_be_there(folder):
+    path = folder / "encoder.safetensors"
+    weights = load_file(path)
+    weights["extra"] = weights.pop("mask_embedding")
+    save_file(weights, path)
+    refused(
+        folder,
+        "extra: described None, stored (8,)",
+        "mask_embedding: described (8,), stored None",
+    )
+
+
+def test_files_of_two_encoders_are_told_apart(folder, tmp_path):
+    other = save_encoder(
+        make_encoder(partial(MultiHeadAttention, num_heads=2)),
+        tmp_path / "other",
+    )
+    shutil.copy(other / "encoder.safetensors", folder)
+    refused(folder, "another architecture", "more")
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"kernel_size": 4},
+        {"num_heads": 2},
+        {"d_model": "8"},
+        {"d_model": 9},
+        {"d_model": 0},
+        {"d_model": -8},
+        {"layer_drop": 2},
+        {"mixer": None},
+        {"mixer": "SummaryMixing"},
+        {"mixer": {"num_heads": 2}},
+        {"mixer": {"class": 3}},
+        {
+            "mixer": {
+                "class": "summarymixing.nnet.summary_mixing.SummaryMixing",
+                "num_heads": 3,
+            }
+        },
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_built_is_refused(architecture, folder):
+    edit_architecture(folder, **architecture)
+    refused(folder, "encoder.json", "cannot build")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "transformers"},
+        {"format": None},
+        {"architecture": None},
+        {"architecture": [1, 2]},
+        {"architecture": "base"},
+    ],
+    ids=str,
+)
+def test_another_format_is_refused(changes, folder):
+    edit(folder, **changes)
+    refused(folder, "encoder.json")
+
+
+def test_a_newer_version_asks_for_an_upgrade(folder):
+    edit(folder, version=99)
+    refused(folder, "newer version", "99", "pip install --upgrade")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "\x00", "[]", "3", "null", '"encoder"']
+)
+def test_a_config_that_is_no_mapping_is_refused(text, folder):
+    (folder / "encoder.json").write_text(text)
+    refused(folder, "encoder.json")
+
+
+def test_a_config_that_is_no_text_is_refused(folder):
+    (folder / "encoder.json").write_bytes(b"\xff\xfe\x00")
+    refused(folder, "encoder.json cannot be read")
+
+
+@pytest.mark.parametrize("version", ["2", [1], None])
+def test_a_version_that_is_no_number_does_not_crash(version, folder):
+    path = folder / "encoder.json"
+    config = {**json.loads(path.read_text()), "version": version}
+    path.write_text(json.dumps(config))
+    refused(folder, "encoder.json")

@@ -1,0 +1,336 @@
+"""Checkpoints are whole or absent, whatever stops or damages them."""
+
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+
+from summarymixing.errors import UserError
+from summarymixing.training import checkpoint_files
+from summarymixing.training.checkpoints import (
+    AtomicCheckpointer,
+    check_same_run,
+)
+
+WIDTH = 64
+
+
+class Weights(torch.nn.Module):
+    """Two tensors that always hold the same number."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.zeros(width))
+        self.second = torch.nn.Parameter(torch.zeros(width))
+
+    def set(self, number: int) -> None:
+        with torch.no_grad():
+            self.first.fill_(number)
+            self.second.fill_(number)
+
+    def number(self) -> float:
+        assert torch.equal(self.first, self.second)
+        assert self.first.min() == self.first.max()
+        return self.first[0].item()
+
+
+def make(
+    folder: Path, width: int = WIDTH
+) -> tuple[AtomicCheckpointer, Weights]:
+    weights = Weights(width)
+    recoverables = {"weights": weights, "again": weights}
+    return AtomicCheckpointer(folder, recoverables), weights
+
+
+def save(checkpointer: AtomicCheckpointer, number: int, **options) -> None:
+    checkpointer.recoverables["weights"].set(number)
+    checkpointer.save_and_keep_only(meta={"number": number}, **options)
+
+
+def saved(folder: Path, *numbers: int) -> tuple[AtomicCheckpointer, Weights]:
+    checkpointer, weights = make(folder)
+    for number in numbers:
+        save(checkpointer, number, num_to_keep=len(numbers))
+    return checkpointer, weights
+
+
+def folder_of(checkpointer: AtomicCheckpointer, number: int) -> Path:
+    return checkpointer.find_checkpoint(
+        ckpt_predicate=lambda c: c.meta["number"] == number
+    ).path
+
+
+def hidden_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name[0] == "."]
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run work in a fork; return how it ended, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_at_call(number: int) -> None:
+    """Kill this process just before its n-th step that touches the disk."""
+    calls = 0
+
+    def counted(function):
+        def step(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return step
+
+    for owner, names in {
+        os: ("fsync", "mkdir", "rename", "rmdir", "unlink"),
+        torch: ("save",),
+    }.items():
+        for name in names:
+            setattr(owner, name, counted(getattr(owner, name)))
+
+
+@pytest.mark.parametrize("name", [None, "named"])
+def test_kill_at_every_step_leaves_a_whole_checkpoint(tmp_path, name):
+    checkpointer, weights = make(tmp_path)
+    save(checkpointer, 1, name=name)
+
+    def save_and_die(step: int, number: int) -> None:
+        die_at_call(step)
+        save(checkpointer, number, name=name)
+
+    outcomes, number = [], 1
+    while not outcomes or outcomes[-1] != 0:
+        step = len(outcomes) + 1
+        outcomes.append(in_child(partial(save_and_die, step, number + 1)))
+        recovered, weights = make(tmp_path)
+        assert recovered.recover_if_possible() is not None
+        assert weights.number() in (number, number + 1)
+        number = int(weights.number())
+    assert len(outcomes) > 10
+    assert set(outcomes[:-1]) == {-signal.SIGKILL}
+    save(checkpointer, number + 1, name=name)
+    assert hidden_names(tmp_path) == []
+    assert len(checkpoint_files.checkpoint_folders(tmp_path)) == 1
+
+
+def test_kill_at_random_moments_leaves_a_whole_checkpoint(tmp_path):
+    chance = random.Random(0)
+    width = 20_000  # below what torch spreads over threads, unsafe in forks
+    checkpointer, _ = make(tmp_path, width)
+    save(checkpointer, 1)
+    number = 1
+    for _ in range(10):
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                number += 1
+                save(checkpointer, number)
+        time.sleep(chance.uniform(0.0, 0.3))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        recovered, weights = make(tmp_path, width)
+        recovered.recover_if_possible()
+        assert weights.number() >= number
+        number = int(weights.number())
+    assert number > 1
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "weights.ckpt", 100)
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "weights.ckpt").unlink()
+
+
+def remove_meta(folder: Path) -> None:
+    (folder / "CKPT.yaml").unlink()
+
+
+def flip_byte(folder: Path) -> None:
+    content = bytearray((folder / "weights.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "weights.ckpt").write_bytes(content)
+
+
+def truncate_manifest(folder: Path) -> None:
+    os.truncate(folder / checkpoint_files.MANIFEST_NAME, 20)
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / checkpoint_files.MANIFEST_NAME).unlink()
+
+
+DAMAGES = [
+    truncate,
+    remove_weights,
+    remove_meta,
+    flip_byte,
+    truncate_manifest,
+    remove_manifest,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_reported_once_and_replaced(
+    tmp_path, damage, caplog
+):
+    checkpointer, _ = saved(tmp_path, 1, 2)
+    torn = folder_of(checkpointer, 2)
+    damage(torn)
+    recovered, weights = make(tmp_path)
+    with caplog.at_level("WARNING"):
+        recovered.recover_if_possible()
+        recovered.list_checkpoints()
+    assert weights.number() == 1
+    reports = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len([r for r in reports if str(torn) in r]) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_only_damaged_checkpoints_are_an_error(tmp_path, damage):
+    checkpointer, _ = saved(tmp_path, 1)
+    torn = folder_of(checkpointer, 1)
+    damage(torn)
+    with pytest.raises(UserError, match="all checkpoints") as caught:
+        make(tmp_path)[0].recover_if_possible()
+    assert torn.name in str(caught.value)
+
+
+def test_checkpoint_of_an_unguarded_save_is_not_trusted(tmp_path):
+    Checkpointer(tmp_path, {"weights": Weights()}).save_checkpoint()
+    with pytest.raises(UserError, match=r"MANIFEST\.json is missing"):
+        make(tmp_path)[0].recover_if_possible()
+
+
+def test_nothing_saved_yet_is_no_error(tmp_path):
+    assert make(tmp_path)[0].recover_if_possible() is None
+
+
+def fill_the_disk(monkeypatch, checkpointer: AtomicCheckpointer) -> None:
+    def save_to_full_disk(weights, path):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    hooks = checkpointer.custom_save_hooks
+    monkeypatch.setitem(hooks, "weights", save_to_full_disk)
+
+
+def limit_file_size(monkeypatch, checkpointer: AtomicCheckpointer) -> None:
+    """Let torch's own writer fail in the middle of a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    real_save = torch.save
+
+    def save_limited(*args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            real_save(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(torch, "save", save_limited)
+
+
+@pytest.mark.parametrize("fill", [fill_the_disk, limit_file_size])
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch, fill):
+    checkpointer, weights = saved(tmp_path, 1)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with monkeypatch.context() as full:
+        fill(full, checkpointer)
+        with pytest.raises(UserError, match="Earlier checkpoints are intact"):
+            save(checkpointer, 2)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    checkpointer.recover_if_possible()
+    assert weights.number() == 1
+    save(checkpointer, 3)
+    assert [c.meta["number"] for c in checkpointer.list_checkpoints()] == [3]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ({"num_to_keep": 2}, {4, 5}),
+        ({"max_keys": ["score"]}, {2, 5}),
+        ({"min_keys": ["score"]}, {3, 5}),
+        ({"min_keys": ["score"], "keep_recent": False}, {3}),
+        ({"ckpt_predicate": lambda c: c.meta["number"] != 1}, {1, 5}),
+    ],
+)
+def test_keeps_what_speechbrain_keeps(tmp_path, policy, kept):
+    scores = [3, 9, 1, 5, 4]
+    for kind in (AtomicCheckpointer, Checkpointer):
+        folder = tmp_path / kind.__name__
+        checkpointer = kind(folder, {"weights": Weights()})
+        for number, score in enumerate(scores, start=1):
+            checkpointer.save_and_keep_only(
+                meta={"number": number, "score": score},
+                **{"importance_keys": [], **policy},
+            )
+        numbers = {c.meta["number"] for c in checkpointer.list_checkpoints()}
+        assert numbers == kept
+
+
+def test_best_checkpoint_is_loaded_rather_than_the_last(tmp_path):
+    _, weights = saved(tmp_path, 3, 1, 2)
+    checkpointer, weights = make(tmp_path)
+    checkpointer.recover_if_possible(min_key="number")
+    assert weights.number() == 1
+
+
+def test_two_checkpoints_within_a_second_are_both_kept(tmp_path):
+    checkpointer, _ = saved(tmp_path, 1, 2, 3)
+    assert len(checkpointer.list_checkpoints()) == 3
+
+
+def test_meta_that_could_not_be_read_back_is_refused_first(tmp_path):
+    checkpointer, _ = make(tmp_path)
+    with pytest.raises(Exception, match="cannot represent"):
+        checkpointer.save_and_keep_only(meta={"loss": torch.tensor(1.0)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_that_does_not_fit_is_a_user_error(tmp_path):
+    saved(tmp_path, 1)
+    with pytest.raises(UserError, match="does not fit"):
+        make(tmp_path, width=3)[0].recover_if_possible()
+
+
+def test_object_that_was_not_saved_is_a_user_error(tmp_path):
+    saved(tmp_path, 1)
+    checkpointer, weights = make(tmp_path)
+    checkpointer.add_recoverables({"newcomer": weights})
+    with pytest.raises(UserError, match="newcomer"):
+        checkpointer.recover_if_possible()
+
+
+def test_another_run_is_refused_with_every_difference(tmp_path):
+    fingerprint = {"model": {"layers": 12, "mixer": "summary"}, "sizes": (1, 2)}
+    checkpointer = AtomicCheckpointer(tmp_path, fingerprint=fingerprint)
+    check_same_run(tmp_path, {"anything": "before the first checkpoint"})
+    checkpointer.save_and_keep_only(meta={"loss": 1.0})
+    check_same_run(tmp_path, fingerprint)
+    with pytest.raises(UserError) as caught:
+        check_same_run(
+            tmp_path, {"model": {"layers": 24}, "sizes": (1, 2), "new": True}
+        )
+    for difference in (
+        "model.layers: saved 12, requested 24",
+        "model.mixer: saved summary, requested nothing",
+        "new: saved nothing, requested True",
+    ):
+        assert difference in str(caught.value)
+    assert "sizes" not in str(caught.value)

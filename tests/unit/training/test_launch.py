@@ -1,0 +1,319 @@
+"""The command line of recipes: what users type, and how runs end."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from summarymixing.errors import UserError
+from summarymixing.training import launch, output_folder
+from summarymixing.training.hyperparameters import load_hparams
+
+RECIPE = """
+seed: 1   # of everything
+manifests: !PLACEHOLDER   # folder of manifests
+precision: fp32
+fast: False
+note: none
+output_folder: !ref <manifests>/results/<seed>
+"""
+
+
+@pytest.fixture(autouse=True)
+def untouched_process(monkeypatch):
+    """Give back what a run changes for its whole process."""
+    monkeypatch.setenv("SB_LOG_LEVEL", "INFO")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run(recipe: Path, *words: str, main=None):
+    """Run the recipe; return what its main function received."""
+    received = []
+    command = [str(recipe), f"--manifests={recipe.parent}", *words]
+    launch.run(main or (lambda *given: received.append(given)), command)
+    return received[0] if received else None
+
+
+def message_of(capsys, recipe: Path, *words: str, main=None) -> str:
+    """Run a recipe that must end with a message; return the message."""
+    with pytest.raises(SystemExit) as end:
+        run(recipe, *words, main=main)
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("error: ") == 1
+    assert "Traceback" not in message
+    return message
+
+
+def folder_of(recipe: Path) -> Path:
+    return recipe.parent / "results" / "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--seed=2"], "seed", 2),
+        (["--seed", "-2"], "seed", -2),
+        (["--note=a=b"], "note", "a=b"),
+        (["--note", "x y"], "note", "x y"),
+        (["--fast=True"], "fast", True),
+        (["--fast"], "fast", True),
+        (["--precision=bf16"], "precision", "bf16"),
+    ],
+)
+def test_arguments_override_the_recipe(recipe, words, key, value):
+    hparams, run_opts = run(recipe, *words)
+    assert hparams[key] == value
+    assert type(hparams[key]) is type(value)
+    # or the Brain would prefer SpeechBrain's default
+    assert key not in run_opts.overridden_args
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
+        (["--optimizer_step_limit=3"], "optimizer_step_limit", 3),
+        (["--debug"], "debug", True),
+        (["--debug=True"], "debug", True),
+        (["--debug", "True"], "debug", True),
+        (["--max_grad_norm", "2.5"], "max_grad_norm", 2.5),
+        (
+            ["--compile_module_keys", "a", "b"],
+            "compile_module_keys",
+            ["a", "b"],
+        ),
+        (["--device=cpu"], "device", "cpu"),
+    ],
+)
+def test_other_arguments_are_run_options(recipe, words, option, value):
+    _, run_opts = run(recipe, *words)
+    assert run_opts[option] == value
+    assert option in run_opts.overridden_args
+
+
+def test_flag_may_be_switched_off(recipe):
+    _, run_opts = run(recipe, "--debug=False")
+    assert not run_opts.debug
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--sed=2"], "did you mean 'seed'"),
+        (["--comp"], "--comp is not a key"),
+        (["--noprogress"], "did you mean 'noprogressbar'"),
+        (["--seed"], "--seed needs a value"),
+        (["--max_grad_norm=much"], "max_grad_norm"),
+        (["--optimizer_step_limit=few"], "must be a number"),
+        (["--eval_precision=bf17"], "bf17"),
+        (["--debug=maybe"], "debug"),
+        (["--seed=1", "2"], "'2' has no place"),
+        (["--note=[1"], "--note"),
+        (["--distributed_backend=gloo"], "is not a key"),
+        (["--seed=!new:datetime.date {year: 0}"], "key 'seed'"),
+    ],
+)
+def test_wrong_arguments_end_with_one_message(recipe, capsys, words, expected):
+    assert expected in message_of(capsys, recipe, *words)
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", 1), ("1", 0)])
+def test_wrong_arguments_are_reported_by_one_rank(
+    recipe, capsys, monkeypatch, rank, printed
+):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit):
+        run(recipe, "--sed=2")
+    assert capsys.readouterr().err.count("error: ") == printed
+
+
+def test_missing_recipe_is_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        launch.run(print, ["--seed=1"])
+    assert "FILE.yaml" in capsys.readouterr().err
+
+
+def test_missing_value_names_its_argument(recipe, capsys):
+    with pytest.raises(SystemExit):
+        launch.run(print, [str(recipe)])
+    assert "--manifests=... (folder of manifests)" in capsys.readouterr().err
+
+
+def test_help_lists_keys_values_and_comments(recipe, capsys):
+    launch.run(print, [str(recipe), "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: " in shown
+    assert "--seed=1" in shown
+    assert "of everything" in shown
+
+
+def test_output_folder_holds_what_repeats_the_run(recipe):
+    run(recipe, "--note=hello")
+    saved = folder_of(recipe)
+    names = {path.name for path in saved.iterdir()}
+    assert {"hyperparams.yaml", "log.txt", "env.log"} <= names
+    hparams = load_hparams(saved / "hyperparams.yaml")
+    assert hparams["note"] == "hello"
+    assert hparams["output_folder"] == str(saved)
+    assert "torch==" in (saved / "env.log").read_text()
+
+
+def test_settings_of_an_earlier_run_are_kept(recipe):
+    for note in ("first", "first", "second"):
+        run(recipe, f"--note={note}")
+    kept = sorted(folder_of(recipe).glob("hyperparams*"))
+    notes = [load_hparams(path)["note"] for path in kept]
+    assert notes == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [errno.ENOSPC, errno.EACCES, errno.EROFS],
+    ids=errno.errorcode.get,
+)
+def test_folder_that_cannot_be_written_is_one_message(
+    recipe, capsys, monkeypatch, obstacle
+):
+    def refuse(path, *args, **kwargs):
+        raise OSError(obstacle, os.strerror(obstacle), str(path))
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        message = message_of(capsys, recipe)
+    assert os.strerror(obstacle) in message
+    assert str(folder_of(recipe)) in message
+
+
+def test_second_run_on_the_same_folder_is_refused(recipe, capsys):
+    def try_to_lock(hparams, run_opts):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with output_folder.locked_folder(folder_of(recipe)):
+                    os._exit(0)
+            except UserError as error:
+                os._exit(1 if str(os.getppid()) in str(error) else 2)
+        status.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    status: list[int] = []
+    run(recipe, main=try_to_lock)
+    assert status == [1]
+    run(recipe)  # free again
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_lock_without_file_system_support_follows_the_process(
+    tmp_path, monkeypatch, alive
+):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    if not alive:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    host = output_folder.socket.gethostname()
+    lock = tmp_path / output_folder.LOCK_NAME
+    lock.write_text(f"process {pid} on {host}\n")
+
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(output_folder.fcntl, "lockf", unsupported)
+    if alive:
+        with (
+            pytest.raises(UserError, match=str(pid)),
+            output_folder.locked_folder(tmp_path),
+        ):
+            pass
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with output_folder.locked_folder(tmp_path):
+        assert str(os.getpid()) in lock.read_text()
+
+
+def test_user_error_of_the_recipe_is_one_message(recipe, capsys):
+    def refuse(hparams, run_opts):
+        raise UserError("no such corpus")
+
+    assert message_of(capsys, recipe, main=refuse) == "error: no such corpus\n"
+
+
+def test_defect_keeps_its_traceback(recipe):
+    def fail(hparams, run_opts):
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(recipe, main=fail)
+
+
+def test_interrupt_is_a_short_message(recipe, capsys):
+    def interrupt(hparams, run_opts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run(recipe, main=interrupt)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_asks_the_run_to_stop(recipe, capsys, number):
+    seen = []
+
+    def train(hparams, run_opts):
+        seen.append(launch.stop_requested())
+        os.kill(os.getpid(), number)
+        seen.append(launch.stop_requested())
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        run(recipe, main=train)
+    assert end.value.code == launch.STOPPED_STATUS
+    assert seen == [False, True]
+    assert signal.getsignal(number) is before
+    assert number.name in capsys.readouterr().err
+
+
+def test_second_signal_ends_the_process(recipe):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with launch._stop.listening():
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == -signal.SIGTERM
+
+
+def test_signal_still_ends_a_forked_worker():
+    ready, announce = os.pipe()
+    with launch._stop.listening():
+        pid = os.fork()
+        if pid == 0:
+            os.write(announce, b"x")
+            signal.pause()
+            os._exit(0)
+        os.read(ready, 1)
+        os.kill(pid, signal.SIGTERM)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == -signal.SIGTERM
+    assert not launch.stop_requested()
