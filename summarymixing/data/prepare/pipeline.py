@@ -190,7 +190,7 @@ class _Chunks:
 
     def work_through(self, num_workers: int) -> None:
         """Do what is not yet done, with a progress bar."""
-        todo = [path for path in self.chunks if not path.exists()]
+        todo = [path for path in self.chunks if not _is_whole(path)]
         num_workers = min(num_workers, len(todo))
         if num_workers <= 1:
             self._show_progress(
@@ -242,9 +242,17 @@ def _finish_chunk(
     path: Path, tasks: Sequence[str], work: Callable[[str], Outcome]
 ) -> Path:
     outcomes = [work(task).to_json() for task in tasks]
-    with open_atomically(path) as file:
+    with open_atomically(path, durable=False) as file:
         file.write(json.dumps(outcomes))  # faster than json.dump
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):  # ValueError: torn by a power cut
+        return False
+    return True
 
 
 def _start_worker() -> None:

@@ -97,6 +97,18 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert not (folder / ".partial").exists()
 
 
+@pytest.mark.parametrize("torn", [b"", b'[{"group": "ta', bytes(100)])
+def test_a_torn_partial_result_is_made_again(tmp_path, torn):
+    log = tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "m", work=partial(work, log=log, fail_after=100)).run()
+    first, *_ = sorted(tmp_path.glob("m/.partial/*/0*.json"))
+    first.write_bytes(torn)
+    make(tmp_path / "m").run()
+    make(tmp_path / "whole").run()
+    assert read_csvs(tmp_path / "m") == read_csvs(tmp_path / "whole")
+
+
 def test_a_killed_run_goes_on(tmp_path):
     folder, log = tmp_path / "m", tmp_path / "log"
     slow = make(folder, work=partial(work, log=log, seconds=0.01))
