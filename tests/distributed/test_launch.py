@@ -57,7 +57,7 @@ def train(hparams, run_opts):
 run(train)
 '''
 RECIPE = "seed: 1\ntask: describe\noutput_folder: results\n"
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:

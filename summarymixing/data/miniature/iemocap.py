@@ -10,7 +10,7 @@ there is something to classify; that says nothing about emotion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, groupby
@@ -150,29 +150,33 @@ def _write_session(root: Path, session: Session, seed: int) -> None:
     """Write the audio, labels and texts of one session."""
     rng = np.random.default_rng([seed, session.number])
     folder = root / f"Session{session.number}"
-    spoken = iter(_speak(session))
-    by_dialogue = groupby(session.turns, key=lambda turn: turn.dialogue)
-    for dialogue, turns in by_dialogue:
-        background = Background.draw(rng)
-        clock_s = 0.0
-        labels, texts = [LABELS_HEAD], []
-        for turn in turns:
-            framed = frame_utterance(next(spoken), rng)
-            wav = folder / "sentences" / "wav" / dialogue / f"{turn.name}.wav"
-            write_audio(wav, background.record(framed, rng))
-            start_s = clock_s + rng.uniform(*PAUSES_S)
-            clock_s = start_s + len(framed) / SAMPLE_RATE_HZ
-            labels.append(_describe_label(turn, start_s, clock_s))
-            texts.append(
-                f"{turn.name} [{start_s:08.4f}-{clock_s:08.4f}]: {turn.text}.\n"
-            )
-        for kind, lines in (
-            ("EmoEvaluation", labels),
-            ("transcriptions", texts),
-        ):
-            table = folder / "dialog" / kind / f"{dialogue}.txt"
-            table.parent.mkdir(parents=True, exist_ok=True)
-            table.write_text("".join(lines), encoding="utf-8")
+    spoken = zip(session.turns, _speak(session), strict=True)
+    for name, turns in groupby(spoken, key=lambda pair: pair[0].dialogue):
+        _write_dialogue(folder, name, turns, rng)
+
+
+def _write_dialogue(
+    folder: Path,
+    name: str,
+    turns: Iterable[tuple[Turn, Samples]],
+    rng: np.random.Generator,
+) -> None:
+    background = Background.draw(rng)
+    clock_s = 0.0
+    labels, texts = [LABELS_HEAD], []
+    for turn, speech in turns:
+        framed = frame_utterance(speech, rng)
+        wav = folder / "sentences" / "wav" / name / f"{turn.name}.wav"
+        write_audio(wav, background.record(framed, rng))
+        start_s = clock_s + rng.uniform(*PAUSES_S)
+        clock_s = start_s + len(framed) / SAMPLE_RATE_HZ
+        labels.append(_describe_label(turn, start_s, clock_s))
+        span = f"{start_s:08.4f}-{clock_s:08.4f}"
+        texts.append(f"{turn.name} [{span}]: {turn.text}.\n")
+    for kind, lines in (("EmoEvaluation", labels), ("transcriptions", texts)):
+        table = folder / "dialog" / kind / f"{name}.txt"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text("".join(lines), encoding="utf-8")
 
 
 def _speak(session: Session) -> list[Samples]:
