@@ -57,8 +57,9 @@ class Steps:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the steps: quiet, everything else as is."""
-    return {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    """Return the environment of the steps: cores shared by two processes."""
+    threads = max((os.cpu_count() or 2) // 2, 1)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def main() -> None:
@@ -96,50 +97,39 @@ def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
     build = [str(PYTHON), "recipes/miniature.py"]
     make = [str(PYTHON), "recipes/prepare.py"]
     corpora, manifests = folder / "corpora", folder / "manifests"
+    librilight, librispeech = corpora / "librilight", corpora / "librispeech"
+    target = str(manifests / "pretraining")
     if arguments.audio:
-        steps.run(
-            "Prepare your recordings",
-            [
-                *make,
-                "folder",
-                str(arguments.audio.resolve()),
-                str(manifests / "pretraining"),
-            ],
-        )
+        source = str(arguments.audio.resolve())
+        steps.run("Prepare your recordings", [*make, "folder", source, target])
     else:
+        hours = f"--hours={arguments.librilight_hours}"
         steps.run(
             "Build a miniature Libri-Light",
-            [
-                *build,
-                "librilight",
-                str(corpora / "librilight"),
-                f"--hours={arguments.librilight_hours}",
-            ],
+            [*build, "librilight", str(librilight), hours],
         )
+        # The paper keeps clips of up to 60 s; a batch here has 30 s.
         steps.run(
             "Prepare it: clips by voice activity, no audio rewritten",
             [
                 *make,
                 "librilight",
-                str(corpora / "librilight"),
-                str(manifests / "pretraining"),
+                str(librilight),
+                target,
+                "--max_clip_seconds=30",
             ],
         )
+    hours = f"--hours={arguments.librispeech_hours}"
     steps.run(
         "Build a miniature LibriSpeech",
-        [
-            *build,
-            "librispeech",
-            str(corpora / "librispeech"),
-            f"--hours={arguments.librispeech_hours}",
-        ],
+        [*build, "librispeech", str(librispeech), hours],
     )
     steps.run(
         "Prepare it",
         [
             *make,
             "librispeech",
-            str(corpora / "librispeech" / "LibriSpeech"),
+            str(librispeech / "LibriSpeech"),
             str(manifests / "librispeech"),
         ],
     )
@@ -158,6 +148,7 @@ def pretrain(steps: Steps, folder: Path, updates: int) -> None:
             f"--output_folder={folder / 'pretraining'}",
             f"--max_updates={updates}",
             f"--checkpoint_every_updates={max(updates // 6, 1)}",
+            f"--warmup_updates={max(updates // 6, 1)}",
         ],
     )
 
