@@ -97,7 +97,7 @@ def load_encoder(
     try:
         mixer = mixer_from_description(architecture.pop("mixer"))
         encoder = Wav2Vec2Encoder(mixer=mixer, **architecture)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder / CONFIG_NAME} describes an encoder that this version "
             f"cannot build ({error}). Export it again from its checkpoint, or "
@@ -128,15 +128,20 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error}). Copy the folder again, or "
             f"export the encoder again from its run."
         ) from error
-    if config.get("format") != FORMAT or "architecture" not in config:
+    config = config if isinstance(config, dict) else {}
+    version = config.get("version")
+    if config.get("format") != FORMAT or not (
+        isinstance(config.get("architecture"), dict)
+        and isinstance(version, int)
+    ):
         raise UserError(
             f"{path} does not describe an encoder of this project (format: "
             f"{config.get('format')!r}, expected {FORMAT!r})."
         )
-    if config.get("version", 0) > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise UserError(
             f"{path} was written by a newer version (format version "
-            f"{config['version']}, known: {FORMAT_VERSION}). Upgrade with: "
+            f"{version}, known: {FORMAT_VERSION}). Upgrade with: "
             f"pip install --upgrade summarymixing"
         )
     return config

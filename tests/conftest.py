@@ -1,4 +1,4 @@
-"""What all tests share: the device, one thread, scoped seeds, poisoned memory."""
+"""What tests share: the device, one thread, scoped seeds, poisoned memory."""
 
 import random
 import sys

@@ -231,6 +231,8 @@ class ConformerEncoder(nn.Module):
         -------
         EncoderOutput
         """
+        # Once for all layers: norms and feed-forward modules mask nothing.
+        x = zero_padding(x, padding_mask)
         states = [x]
         keep = self._draw_layers(layer_drop_seed)
         for index, layer in enumerate(self.layers):

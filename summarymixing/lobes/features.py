@@ -21,6 +21,8 @@ from summarymixing.nnet.masking import (
 SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = 50
+MIN_ENERGY = 1e-10
+DYNAMIC_RANGE_DB = 80.0
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -38,6 +40,22 @@ def num_frames(num_samples: Count) -> Count:
     (51, 1)
     """
     return (num_samples // HOP_SAMPLES + 2) // 2
+
+
+def to_decibels(energies: Tensor) -> Tensor:
+    """Logarithm of mel energies (B, F, mels), at most 80 dB below the loudest.
+
+    The values are SpeechBrain's, but frames behind the end of an utterance,
+    which only a padded batch has, cannot raise its floor.
+
+    Example
+    -------
+    >>> to_decibels(torch.tensor([[[1.0], [0.1], [0.0]]])).flatten()
+    tensor([  0., -10., -80.])
+    """
+    decibels = 10 * energies.clamp(min=MIN_ENERGY).log10()
+    loudest = decibels.amax(dim=(1, 2), keepdim=True)
+    return decibels.maximum(loudest - DYNAMIC_RANGE_DB)
 
 
 class ConvolutionBlock(nn.Module):
@@ -103,6 +121,8 @@ class FbankFrontEnd(nn.Module):
         )
         # Not used, and its buffer would stand in every checkpoint.
         del self.filterbank.compute_deltas
+        # The logarithm is ours, since its floor must not see padding.
+        self.filterbank.compute_fbanks.log_mel = False
         self.convolutions = nn.ModuleList(
             [
                 ConvolutionBlock(num_mels, channels, stride=2),
@@ -130,7 +150,7 @@ class FbankFrontEnd(nn.Module):
         Tensor, bool, (B, T)
             True on padding.
         """
-        x = self.mel_features(wavs, num_samples)
+        x = self.mel_features(wavs, num_samples).to(self.norm.weight.dtype)
         x = self.convolutions[0](x)
         padding_mask = padding_mask_from_lengths(
             num_frames(num_samples), x.shape[1]
@@ -148,10 +168,11 @@ class FbankFrontEnd(nn.Module):
         """
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
         with torch.autocast(wavs.device.type, enabled=False):
-            mels = self.filterbank(zero_padding(wavs.float(), beyond_end))
+            energies = self.filterbank(zero_padding(wavs.float(), beyond_end))
             padding_mask = padding_mask_from_lengths(
-                num_samples // HOP_SAMPLES + 1, mels.shape[1]
+                num_samples // HOP_SAMPLES + 1, energies.shape[1]
             )
+            mels = to_decibels(zero_padding(energies, padding_mask))
             mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
             variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
             # Silence has no variance; 1e-5 keeps it at zero.

@@ -7,6 +7,7 @@ layers.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
@@ -23,7 +24,7 @@ from summarymixing.lobes.conformer import (
     MixerFactory,
 )
 from summarymixing.lobes.features import FbankFrontEnd
-from summarymixing.nnet.masking import absolute_lengths, zero_padding
+from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -186,7 +187,7 @@ class Wav2Vec2Encoder(nn.Module):
             )
         x = x + self._position_table(x.shape[1], x)
         return self.encoder(
-            zero_padding(x, padding_mask),
+            x,
             padding_mask,
             all_hidden_states=all_hidden_states,
             layer_drop_seed=layer_drop_seed,
@@ -229,8 +230,9 @@ def mixer_from_description(description: dict[str, Any]) -> MixerFactory:
     module_name, _, class_name = name.rpartition(".")
     found = None
     if module_name.startswith("summarymixing.nnet."):
-        module = importlib.import_module(module_name)
-        found = getattr(module, class_name, None)
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(module_name)
+            found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ValueError(f"{name} is not a mixer of this package.")
     return partial(found, **arguments)

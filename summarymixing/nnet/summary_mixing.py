@@ -18,6 +18,8 @@ from summarymixing.nnet.masking import masked_mean, zero_padding
 
 def head_width(d_model: int, num_heads: int) -> int:
     """Width of one head; ValueError when the heads do not divide the width."""
+    if d_model < 1:
+        raise ValueError(f"d_model ({d_model}) must be at least 1.")
     if num_heads < 1 or d_model % num_heads:
         lower = max(d_model // max(num_heads, 1), 1) * num_heads
         raise ValueError(
@@ -125,6 +127,8 @@ class SummaryMixing(nn.Module):
         Tensor, (B, T, D)
             Zero on padding.
         """
+        # NaN in padding would reach the gradient of the weights as 0 x NaN.
+        x = zero_padding(x, padding_mask)
         by_head = x.reshape(-1, self.num_heads, self.width).transpose(0, 1)
         hidden = F.gelu(self.hidden(by_head))  # (H, B T, branches * width)
         summary = self._summarise(hidden[..., : self.width], x, padding_mask)

@@ -37,6 +37,7 @@ from summarymixing.training.pretraining_data import (
     load_pretraining_data,
 )
 from summarymixing.training.pretraining_statistics import Progress, Sums
+from summarymixing.training.processes import Stopped
 from summarymixing.training.records import RunLog
 from summarymixing.training.schedules import SCHEDULES
 
@@ -48,10 +49,6 @@ MIN_UNREADABLE = 20
 
 # Below this share of the codes in use, accuracy says nothing any more.
 COLLAPSE_SHARE = 0.1
-
-
-class _Stopped(Exception):
-    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
 
 
 class PretrainingBrain(sb.Brain):
@@ -209,7 +206,7 @@ class PretrainingBrain(sb.Brain):
             self._log_train()
         if stop:
             self.save_checkpoint()
-            raise _Stopped
+            raise Stopped
 
     def _normalise_gradients(self) -> bool:
         """Turn sums into means over the frames of the update, everywhere.
@@ -482,7 +479,7 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
             fingerprint=fingerprint,
         ),
     )
-    with contextlib.suppress(_Stopped):
+    with contextlib.suppress(Stopped):
         brain.fit(brain.stretches(), data.train, data.valid)
 
 

@@ -41,14 +41,10 @@ from summarymixing.training.probe_data import (
     load_probe_data,
 )
 from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.processes import on_main_process
+from summarymixing.training.processes import Stopped, on_main_process
 from summarymixing.training.records import RunLog, write_json
 
 logger = logging.getLogger(__name__)
-
-
-class _Stopped(Exception):
-    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
 
 
 class Scored(NamedTuple):
@@ -200,7 +196,7 @@ class ProbeBrain(sb.Brain):
             return
         if stop_requested_anywhere():
             self.save_checkpoint({})
-            raise _Stopped
+            raise Stopped
 
     # Stages
 
@@ -260,7 +256,7 @@ class ProbeBrain(sb.Brain):
         self._anneal({"epoch": epoch, **numbers})
         self.save_checkpoint({"epoch": epoch, **numbers})
         if stop_requested_anywhere():
-            raise _Stopped
+            raise Stopped
 
     def _anneal(self, numbers: Mapping[str, float]) -> None:
         h = self.hparams
@@ -480,6 +476,6 @@ def probe(hparams: dict[str, Any], run_opts: Any) -> None:
     brain = make_brain(hparams, run_opts)
     try:
         brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
-    except _Stopped:
+    except Stopped:
         return
     brain.test()

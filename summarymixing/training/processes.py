@@ -212,6 +212,10 @@ def _store() -> Any:
     return torch.distributed.distributed_c10d._get_default_store()
 
 
+class Stopped(Exception):
+    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
+
+
 class StopRequests:
     """Remembers a signal that asks the run to save and stop.
 

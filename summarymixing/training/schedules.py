@@ -37,6 +37,7 @@ def noam(*, peak: float, warmup: int, total: int = 0) -> Schedule:
     (0.5, 1.0, 0.5)
     """
     del total
+    warmup = max(warmup, 1)
     return lambda update: (
         peak * min(update / warmup, math.sqrt(warmup / update))
     )

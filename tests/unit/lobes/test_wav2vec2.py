@@ -1,4 +1,4 @@
-"""The encoder: the same states alone and in a batch, described by its config."""
+"""The encoder: the same states alone and in a batch; built by its config."""
 
 import json
 import math

@@ -161,6 +161,19 @@ def test_zero_vectors_give_finite_gradients(device):
     assert gradient.isfinite().all()
 
 
+def test_a_tie_is_not_correct(device):
+    context, targets, _, negatives, mask = make_batch([6], device)
+    different = torch.arange(6, device=device)[None]
+    out = contrastive_loss(
+        torch.zeros_like(context),
+        targets,
+        different,
+        negatives,
+        padding_mask=mask,
+    )
+    assert out.correct == 0
+
+
 def test_runs_in_float32_under_autocast(device):
     context, targets, ids, negatives, mask = make_batch([20], device)
     context, targets = context.bfloat16(), targets.float()

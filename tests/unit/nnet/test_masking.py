@@ -31,6 +31,15 @@ def test_relative_lengths_come_back_as_the_samples_they_were(longest):
     assert torch.equal(absolute_lengths(relative, longest), wanted)
 
 
+def test_lengths_of_more_than_an_hour_are_exact_in_float64():
+    longest = 57_600_001
+    wanted = torch.randint(1, longest + 1, (200,))
+    relative = wanted.double() / longest
+    assert torch.equal(absolute_lengths(relative, longest), wanted)
+    whole = torch.ones(1, dtype=torch.float32)
+    assert absolute_lengths(whole, longest).tolist() == [longest]
+
+
 def test_lengths_stay_within_the_batch():
     lengths = absolute_lengths(torch.tensor([0.0, 1e-9, 1.0, 1.0001]), 10_000)
     assert lengths.tolist() == [1, 1, 10_000, 10_000]
@@ -85,11 +94,15 @@ def test_masked_mean_without_a_mask_counts_every_frame(device):
     ],
 )
 def test_masked_mean_sums_in_float32_at_least(dtype, expected, masked, device):
-    # In bf16 the sum would be 90112, in float16 infinite.
-    x = torch.full((1, 30_000, 1), 3.0, dtype=dtype, device=device)
+    # Two neighbours: their mean lies between two numbers of the type, and a
+    # float16 sum of so many would be infinite.
+    step = 2 * torch.finfo(dtype).eps
+    x = torch.tensor([3.0, 3.0 + step], dtype=dtype, device=device)
+    x = x.repeat(15_000)[None, :, None]
     mask = None
     if masked:
         mask = torch.zeros(1, 30_000, dtype=torch.bool, device=device)
     mean = masked_mean(x, mask)
     assert mean.dtype == expected
-    assert mean.item() == pytest.approx(3.0, rel=1e-6)
+    wanted = 3.0 + step / 2
+    assert mean.item() == pytest.approx(wanted, rel=0, abs=max(step / 8, 1e-5))

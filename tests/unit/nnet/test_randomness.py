@@ -27,7 +27,7 @@ def test_parts_cannot_be_confused():
 
 def test_seeds_fit_every_generator_and_use_their_range():
     seeds = [derive_seed(index) for index in range(2000)]
-    assert 0 <= min(seeds) and max(seeds) < 2**63
+    assert min(seeds) >= 0 and max(seeds) < 2**63
     assert max(seeds) > 2**62 and min(seeds) < 2**54
     assert len(set(seeds)) == 2000
 

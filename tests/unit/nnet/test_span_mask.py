@@ -33,7 +33,7 @@ def test_every_length_gets_a_mask(scheme, seed):
         frames = scheme(num_frames, rng(seed))
         assert frames.dtype == np.int64
         assert len(frames) >= 1
-        assert 0 <= frames[0] and frames[-1] < num_frames
+        assert frames[0] >= 0 and frames[-1] < num_frames
         assert (np.diff(frames) > 0).all()  # ascending and unique
         if num_frames > 1:  # something is left to look at
             assert len(frames) < num_frames
