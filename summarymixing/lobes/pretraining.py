@@ -192,9 +192,14 @@ class Wav2Vec2Pretraining(nn.Module):
             span_mask=masked.span_mask,
             layer_drop_seed=layer_drop_seed,
         )
-        context = self.project(encoded.output.flatten(0, 1)[masked.frames])
+        context = self.project(
+            encoded.output.flatten(0, 1).index_select(0, masked.frames)
+        )
         return self._losses(
-            context, latents.flatten(0, 1)[masked.frames], masked, temperature
+            context,
+            latents.flatten(0, 1).index_select(0, masked.frames),
+            masked,
+            temperature,
         )
 
     def _losses(

@@ -212,8 +212,8 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
     {'class': 'summarymixing.nnet.summary_mixing.SummaryMixing', 'num_heads': 4}
     """
     arguments: dict[str, Any] = {}
-    while isinstance(mixer, partial):
-        arguments = {**mixer.keywords, **arguments}
+    if isinstance(mixer, partial):
+        arguments = mixer.keywords
         mixer = mixer.func
     return {"class": f"{mixer.__module__}.{mixer.__qualname__}", **arguments}
 

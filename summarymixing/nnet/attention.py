@@ -5,7 +5,6 @@ Letters: B utterances, T frames, D width, H heads.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from torch import Tensor, nn
@@ -70,7 +69,8 @@ class MultiHeadAttention(nn.Module):
             .view(batch, length, 3, self.num_heads, self.width)
             .permute(2, 0, 3, 1, 4)  # (3, B, H, T, width)
         )
-        # Without padding no mask is passed, so that the flash kernel serves.
+        # Only without a mask can the flash kernel serve; with one, the
+        # memory-efficient kernel does.
         keep = None if padding_mask is None else ~padding_mask[:, None, None]
         mixed = F.scaled_dot_product_attention(
             q, k, v, keep, dropout_p=self.dropout if self.training else 0.0
@@ -127,12 +127,6 @@ class RelativePositionAttention(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Attend with relative positions; x and the result are (B, T, D)."""
         x = zero_padding(x, padding_mask)
-        if padding_mask is not None:
-            # A row without any valid frame would be a softmax over nothing.
-            all_padding = padding_mask.all(dim=1, keepdim=True)
-            keep_one = torch.zeros_like(padding_mask)
-            keep_one[:, :1] = all_padding
-            padding_mask = padding_mask & ~keep_one
         mixed, _ = self.attention(
             x,
             x,
@@ -140,6 +134,4 @@ class RelativePositionAttention(nn.Module):
             pos_embs=self.positions(x),
             key_padding_mask=padding_mask,
         )
-        if padding_mask is None:
-            return mixed
-        return zero_padding(mixed, padding_mask | keep_one)
+        return zero_padding(mixed, padding_mask)

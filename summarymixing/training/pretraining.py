@@ -406,7 +406,7 @@ def parameter_groups(
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_map = parameter.dim() > 1 and not name.endswith("bias")
+        is_map = parameter.dim() > 1 and "bias" not in name.split(".")[-1]
         (decayed if is_map else kept).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
