@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from summarymixing.data.manifest import open_atomically
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.wav2vec2 import (
@@ -68,9 +69,8 @@ def save_encoder(
     aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
     save_file(weights, aside)
     os.replace(aside, folder / WEIGHTS_NAME)
-    aside = folder / f".{CONFIG_NAME}.{os.getpid()}"
-    aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / CONFIG_NAME)
+    with open_atomically(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(config, indent=2) + "\n")
     return folder
 
 

@@ -26,6 +26,7 @@ from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import save_encoder
+from summarymixing.training import processes
 from summarymixing.training.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
@@ -67,8 +68,8 @@ class PretrainingBrain(sb.Brain):
         h = self.hparams
         self.data = data
         self.model = self.modules["model"]  # without DDP around it
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = processes.rank()
+        self.world_size = processes.world_size()
         self.folder = Path(h.output_folder)
         self.schedule = SCHEDULES[h.schedule](
             peak=h.learning_rate, warmup=h.warmup_updates, total=h.max_updates
@@ -444,7 +445,6 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
         SpeechBrain's options from the command line.
     """
     _check_choices(hparams)
-    distributed = dist.is_initialized()
     data = load_pretraining_data(
         hparams["manifests"],
         **{
@@ -459,8 +459,8 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
                 "num_workers",
             )
         },
-        rank=dist.get_rank() if distributed else 0,
-        world_size=dist.get_world_size() if distributed else 1,
+        rank=processes.rank(),
+        world_size=processes.world_size(),
         pin_memory=torch.cuda.is_available(),
     )
     folder = Path(hparams["output_folder"]) / "checkpoints"

@@ -25,7 +25,7 @@ from summarymixing.errors import UserError
 from summarymixing.lobes.probes import PRECISIONS, FrozenEncoder, Probe
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.training import layer_weights
+from summarymixing.training import layer_weights, processes
 from summarymixing.training.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
@@ -69,7 +69,7 @@ class ProbeBrain(sb.Brain):
         super().__init__(**kwargs)
         self.task, self.data = task, data
         self.probe = self.modules["probe"]  # without DDP around it
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank = processes.rank()
         self.folder = Path(self.hparams.output_folder)
         self.results: dict[str, float] = {}  # of the evaluation just done
 
@@ -419,8 +419,8 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
     data = load_probe_data(
         hparams,
         task,
-        rank=dist.get_rank() if dist.is_initialized() else 0,
-        world_size=dist.get_world_size() if dist.is_initialized() else 1,
+        rank=processes.rank(),
+        world_size=processes.world_size(),
     )
     train = data.manifests[hparams["train_split"]]
     task.fit(train, folder)

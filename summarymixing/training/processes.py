@@ -44,6 +44,20 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def rank() -> int:
+    """Return the number of this process among all; 0 without torchrun."""
+    return torch.distributed.get_rank() if _is_joined() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes that run together."""
+    return torch.distributed.get_world_size() if _is_joined() else 1
+
+
+def _is_joined() -> bool:
+    return torch.distributed.is_initialized()
+
+
 def is_launched_by_torchrun() -> bool:
     """Return whether this process is one rank of a distributed run."""
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
+from summarymixing.data.manifest import open_atomically
+
 logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON aside and rename it, so that a reader never sees half."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    with open_atomically(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def read_log(output_folder: Path) -> list[dict[str, Any]]:
@@ -66,8 +66,8 @@ class RunLog:
         if not if_main_process():
             return
         kept = [e for e in read_log(output_folder) if e["update"] <= resumed_at]
-        text = "".join(json.dumps(entry) + "\n" for entry in kept)
-        (output_folder / "log.jsonl").write_text(text, encoding="utf-8")
+        with open_atomically(output_folder / "log.jsonl") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in kept)
         self._board = SummaryWriter(
             str(output_folder / "tensorboard"), purge_step=resumed_at + 1
         )
