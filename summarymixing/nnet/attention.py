@@ -30,6 +30,7 @@ class MultiHeadAttention(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> mixer = MultiHeadAttention(d_model=16, num_heads=2)
     >>> mixer(torch.rand(2, 5, 16), None).shape
     torch.Size([2, 5, 16])
@@ -86,6 +87,7 @@ class RotaryAttention(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> RotaryAttention(d_model=16, num_heads=2)(torch.rand(2, 5, 16)).shape
     torch.Size([2, 5, 16])
     """
@@ -111,6 +113,7 @@ class RelativePositionAttention(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> mixer = RelativePositionAttention(d_model=16, num_heads=2)
     >>> mixer(torch.rand(2, 5, 16)).shape
     torch.Size([2, 5, 16])
