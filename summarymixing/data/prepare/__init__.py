@@ -1,6 +1,15 @@
 """Corpus preparation: a corpus is one file here and one entry of `CORPORA`."""
 
-from summarymixing.data.prepare import folder, librilight, librispeech
+from summarymixing.data.prepare import (
+    commonvoice,
+    folder,
+    fsdd,
+    iemocap,
+    librilight,
+    librispeech,
+    slurp,
+    voxceleb1,
+)
 
 CORPORA = {
     corpus.name: corpus
@@ -8,5 +17,10 @@ CORPORA = {
         librilight.CORPUS,
         folder.CORPUS,
         librispeech.CORPUS,
+        commonvoice.CORPUS,
+        slurp.CORPUS,
+        iemocap.CORPUS,
+        voxceleb1.CORPUS,
+        fsdd.CORPUS,
     )
 }

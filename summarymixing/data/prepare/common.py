@@ -1,19 +1,22 @@
-"""What every corpus needs: its description, checks, listing, validation."""
+"""What every corpus needs: description, checks, files, splits, trials."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from argparse import ArgumentParser
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from summarymixing.data.manifest import open_atomically
 from summarymixing.data.prepare.report import Report
 from summarymixing.errors import UserError
 
-TRAIN_NAME, VALID_NAME = "train.csv", "valid.csv"
+TRAIN_NAME, VALID_NAME, TEST_NAME = "train.csv", "valid.csv", "test.csv"
+TRIALS_NAME = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class Corpus:
     prepare: Callable[..., Report]
 
 
+def add_no_arguments(parser: ArgumentParser) -> None:
+    """Add nothing, for a corpus without options.
+
+    Arguments
+    ---------
+    parser : ArgumentParser
+        Of its sub-command.
+    """
+
+
 class FoundFile(NamedTuple):
     """A file of a corpus, with what tells whether it has changed.
 
@@ -56,6 +69,22 @@ class FoundFile(NamedTuple):
     relative: str
     size: int
     mtime_ns: int
+
+
+class Trial(NamedTuple):
+    """Two utterances to compare; the fields are the columns of trials.csv.
+
+    Arguments
+    ---------
+    target : str
+        "1" for the same speaker, "0" for two.
+    enrol, test : str
+        Ids of rows of the test manifest.
+    """
+
+    target: str
+    enrol: str
+    test: str
 
 
 def check_source(corpus_dir: Path) -> Path:
@@ -83,6 +112,22 @@ def check_source(corpus_dir: Path) -> Path:
             "(unpack an archive first)."
         )
     return corpus_dir
+
+
+def check_holds(folder: Path, names: Sequence[str], advice: str) -> None:
+    """Raise `UserError` where a folder is not the one that it should be.
+
+    Arguments
+    ---------
+    folder : Path
+        What the user gave, for example as SOURCE.
+    names : Sequence of str
+        Files or folders that it must hold.
+    advice : str
+        What to give in its place.
+    """
+    missing = [name for name in names if not (folder / name).exists()]
+    require(not missing, f"{folder} has no {', '.join(missing)}. {advice}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -143,7 +188,7 @@ def list_files(
             if entry.is_dir():
                 visit(path)
             elif entry.name.lower().endswith(endings):
-                found.append(_found_file(path, entry))
+                found.append(find_file(path, entry))
 
     try:
         visit(below)
@@ -190,7 +235,7 @@ def choose_validation(
             "its size."
         )
     chosen: set[str] = set()
-    for group in sorted(group_seconds, key=_hash_of):
+    for group in sorted(group_seconds, key=hash_of):
         if group_seconds[group] <= budget_s:
             chosen.add(group)
             budget_s -= group_seconds[group]
@@ -231,6 +276,70 @@ def assign_train_valid(
     }
 
 
+def assign_splits(
+    group_seconds: Mapping[str, float], *, splits: Sequence[str], advice: str
+) -> dict[str, str]:
+    """Give each split its manifest; none of them may be empty.
+
+    Arguments
+    ---------
+    group_seconds : Mapping[str, float]
+        Seconds of audio of each split.
+    splits : Sequence of str
+        The splits that the corpus should have.
+    advice : str
+        For the error: what is expected, and how to repair it.
+
+    Returns
+    -------
+    dict[str, str]
+        File name of the manifest of each split.
+    """
+    missing = [split for split in splits if split not in group_seconds]
+    require(not missing, f"Nothing usable in {', '.join(missing)}. {advice}")
+    return {split: f"{split}.csv" for split in splits}
+
+
+def write_trials(report: Report, trials: Sequence[Trial]) -> None:
+    """Write trials.csv beside the manifests.
+
+    Arguments
+    ---------
+    report : Report
+        Of this preparation; trials.csv becomes a part of it.
+    trials : Sequence of Trial
+        Some of the same speaker, and some of two.
+    """
+    require(
+        {trial.target for trial in trials} == {"0", "1"},
+        f"Only {len(trials):,} trials are usable, and error rates need trials "
+        "of the same speaker (1) as well as of two speakers (0). Repair the "
+        f"corpus.\n{report.summary()}",
+    )
+    path = Path(report.manifest_dir) / TRIALS_NAME
+    with open_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Trial._fields)
+        writer.writerows(trials)
+    report.further[TRIALS_NAME] = len(trials)
+
+
+def hash_of(name: str) -> str:
+    """Return a key that sorts names in an order that means nothing.
+
+    Arguments
+    ---------
+    name : str
+        For example an id.
+
+    Returns
+    -------
+    str
+        The same on every machine.
+    """
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def _check_name(entry: os.DirEntry[str]) -> None:
     try:
         entry.name.encode()
@@ -241,13 +350,23 @@ def _check_name(entry: os.DirEntry[str]) -> None:
         ) from error
 
 
-def _found_file(path: str, entry: os.DirEntry[str]) -> FoundFile:
+def find_file(path: str, entry: os.DirEntry[str] | Path) -> FoundFile:
+    """Return a file with what tells whether it has changed.
+
+    Arguments
+    ---------
+    path : str
+        How to call it.
+    entry : DirEntry or Path
+        The file.
+
+    Returns
+    -------
+    FoundFile
+        With a size of -1 where there is no such file.
+    """
     try:
         stat = entry.stat()
     except FileNotFoundError:  # a dangling link: reported when it is opened
         return FoundFile(path, -1, -1)
     return FoundFile(path, stat.st_size, stat.st_mtime_ns)
-
-
-def _hash_of(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from summarymixing.data.audio import AudioError, audio_info
-from summarymixing.data.manifest import Row
 from summarymixing.data.prepare.common import (
     Corpus,
+    assign_splits,
     check_source,
     list_files,
 )
+from summarymixing.data.prepare.listing import Recording, add_row
 from summarymixing.data.prepare.pipeline import Preparation
 from summarymixing.data.prepare.report import Outcome, Report
 from summarymixing.errors import UserError
@@ -85,7 +85,7 @@ def prepare_librispeech(
         )
     ]
     chapters = {str(PurePosixPath(file.relative).parent) for file in files}
-    report = Preparation(
+    return Preparation(
         corpus="librispeech",
         corpus_dir=corpus_dir,
         manifest_dir=manifest_dir,
@@ -93,13 +93,14 @@ def prepare_librispeech(
         files=files,
         tasks=sorted(chapters),
         work=partial(process_chapter, root=corpus_dir),
-        assign=lambda group_seconds: {
-            split: f"{split}.csv" for split in group_seconds
-        },
+        assign=partial(
+            assign_splits,
+            splits=splits,
+            advice=f"Expected {LAYOUT}. Repair these splits, or leave them "
+            "out with --splits.",
+        ),
         expected=LAYOUT,
     ).run(num_workers=num_workers, overwrite=overwrite)
-    _require_every_split(report, splits)
-    return report
 
 
 def process_chapter(chapter: str, *, root: Path) -> Outcome:
@@ -132,12 +133,16 @@ def process_chapter(chapter: str, *, root: Path) -> Outcome:
         outcome.problems = [(reason, f"{chapter}/{n}") for n in sorted(names)]
         return outcome
     transcripts = _read_transcripts(folder, chapter, outcome)
+    speaker = chapter.split("/")[1]
     for name, path in recordings.items():
+        relative = f"{chapter}/{path.name}"
         if name in transcripts:
-            _add_row(outcome, path, chapter, transcripts[name])
+            labels = {"speaker": speaker, "transcript": transcripts[name]}
+            recording = Recording(outcome.group, name, relative, labels)
+            add_row(outcome, recording, root)
         else:
             outcome.problems.append(
-                ("recording without a transcript", f"{chapter}/{path.name}")
+                ("recording without a transcript", relative)
             )
     for name in sorted(transcripts.keys() - recordings.keys()):
         reason = "transcript without a recording"
@@ -172,22 +177,6 @@ def _read_transcripts(
     return transcripts
 
 
-def _add_row(
-    outcome: Outcome, path: Path, chapter: str, transcript: str
-) -> None:
-    try:
-        duration_s = audio_info(path).duration_s
-    except AudioError as error:
-        name = f"{chapter}/{path.name}"
-        outcome.problems.append((f"recording: {error.reason}", name))
-        return
-    outcome.found_s += duration_s
-    labels = {"speaker": chapter.split("/")[1], "transcript": transcript}
-    outcome.rows.append(
-        Row(path.stem, str(path), (), duration_s, labels=labels)
-    )
-
-
 def _find_splits(corpus_dir: Path, splits: Sequence[str] | None) -> list[str]:
     wanted = list(dict.fromkeys(splits or SPLITS))
     present = [name for name in wanted if (corpus_dir / name).is_dir()]
@@ -198,16 +187,6 @@ def _find_splits(corpus_dir: Path, splits: Sequence[str] | None) -> list[str]:
             f"LibriSpeech, which holds the splits, as SOURCE ({LAYOUT})."
         )
     return present
-
-
-def _require_every_split(report: Report, splits: Sequence[str]) -> None:
-    missing = [s for s in splits if f"{s}.csv" not in report.manifests]
-    if missing:
-        raise UserError(
-            f"Nothing usable in {', '.join(missing)} of {report.source}. "
-            f"Expected {LAYOUT}.\n{report.summary()}\nRepair these splits, or "
-            "leave them out with --splits."
-        )
 
 
 CORPUS = Corpus(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from summarymixing.data.prepare.report import (
 from summarymixing.errors import UserError
 
 # Part of the fingerprint: raise it when the rules of a corpus change.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 # Many chunks for a few long recordings, few files for millions of short ones.
 MIN_CHUNKS = 64
@@ -46,6 +46,14 @@ MAX_CHUNK_SIZE = 128
 WRITE_ERRORS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 )
+
+
+def _nothing_listed() -> Outcome:
+    return Outcome(num_recordings=0)
+
+
+def _write_nothing(report: Report) -> None:
+    """Write no file beside the manifests."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,21 @@ class Preparation:
     work : Callable[[str], Outcome]
         Does one task; called in other processes, so a function of a module.
     assign : Callable[[Mapping[str, float]], Mapping[str, str]]
-        Given the seconds of each group, names the manifest of each group.
+        Given the seconds of each group, names the manifest of each group, or
+        raises `UserError` where they are not what they must be: then no
+        manifest is written, and the message goes on with the account.
     expected : str
         The layout of the corpus, for the message that nothing is usable.
     replaces : Sequence of str
         Manifests of an earlier preparation that must not stay beside the new
         ones: an old valid.csv may hold what is now in train.csv.
+    listed : Outcome
+        What was dropped, and what is wrong, as far as that was seen while
+        the tasks were listed; it has no rows.
+    finish : Callable[[Report], None]
+        Called when the manifests are there and the report is not yet: writes
+        the files that belong to them, such as a list of trials, and counts
+        their lines in `report.further`.
     """
 
     corpus: str
@@ -85,6 +102,8 @@ class Preparation:
     assign: Callable[[Mapping[str, float]], Mapping[str, str]]
     expected: str
     replaces: Sequence[str] = ()
+    listed: Outcome = field(default_factory=_nothing_listed)
+    finish: Callable[[Report], None] = _write_nothing
 
     def run(self, *, num_workers: int = 1, overwrite: bool = False) -> Report:
         """Write the manifests and the report.
@@ -116,7 +135,11 @@ class Preparation:
             chunks = _Chunks(partial_dir, self.tasks, self.work)
             chunks.work_through(num_workers)
             self._remove_earlier(manifest_dir)
+            report.add(self.listed)
             _put_together(chunks, self.assign, report)
+            if report.manifests:
+                self.finish(report)
+            report.save()
             shutil.rmtree(partial_dir.parent)
         if not report.kept.count:
             raise report.nothing_usable(self.expected)
@@ -282,7 +305,8 @@ def _find_finished(report: Report) -> Report | None:
         )
     if earlier.fingerprint != report.fingerprint:
         return None
-    if not all((manifest_dir / name).exists() for name in earlier.manifests):
+    written = (*earlier.manifests, *earlier.further)
+    if not all((manifest_dir / name).exists() for name in written):
         return None
     earlier.reused = True
     return earlier
@@ -293,7 +317,7 @@ def _put_together(
     assign: Callable[[Mapping[str, float]], Mapping[str, str]],
     report: Report,
 ) -> None:
-    """Write the manifests, one after the other, and then the report."""
+    """Write the manifests, one after the other."""
     manifest_dir = Path(report.manifest_dir)
     group_seconds: dict[str, float] = {}
     for outcome in chunks:
@@ -302,13 +326,16 @@ def _put_together(
             seconds = sum(row.duration for row in outcome.rows)
             group_seconds.setdefault(outcome.group, 0.0)
             group_seconds[outcome.group] += seconds
-    manifest_of = assign(group_seconds) if group_seconds else {}
+    try:
+        manifest_of = assign(group_seconds) if group_seconds else {}
+    except UserError as error:
+        report.save()
+        raise UserError(f"{error}\n{report.summary()}") from error
     for name in sorted(set(manifest_of.values())):
         report.manifests[name] = total = Total()
         write_manifest(
             manifest_dir / name, _rows_of(name, chunks, manifest_of, total)
         )
-    report.save()
 
 
 def _rows_of(

@@ -109,6 +109,9 @@ class Report:
         Stretches that are not kept, by reason.
     problems : dict[str, list of str]
         Names of unusable files, by reason.
+    further : dict[str, int]
+        Lines of each file that belongs to the manifests, such as a list of
+        trials, by its name.
     reused : bool
         Nothing was done, since this very preparation was already finished.
     """
@@ -122,6 +125,7 @@ class Report:
     manifests: dict[str, Total] = field(default_factory=dict)
     dropped: dict[str, Total] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
+    further: dict[str, int] = field(default_factory=dict)
     reused: bool = False
 
     @property
@@ -218,6 +222,8 @@ class Report:
         lines = [f"  kept     {_describe(self.kept, self.found, 'rows')}"]
         for name, total in sorted(self.manifests.items()):
             lines.append(f"    {_describe(total, None, 'rows')}: {name}")
+        for name, count in sorted(self.further.items()):
+            lines.append(f"    {count:,} lines: {name}")
         return lines
 
     def _dropped_lines(self) -> list[str]:

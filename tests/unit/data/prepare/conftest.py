@@ -1,6 +1,7 @@
 """Miniature corpora for the tests of preparation."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,3 +34,25 @@ def add_librilight(write_recording):
         return path
 
     return add
+
+
+@pytest.fixture(params=["missing", "empty", "truncated"])
+def damage(request):
+    """Damage a recording; return the reason that the report should give."""
+
+    def spoil(path):
+        content = path.read_bytes()
+        path.unlink()
+        if request.param != "missing":
+            kept = len(content) // 2 if request.param == "truncated" else 0
+            path.write_bytes(content[:kept])
+        reason = "unreadable" if request.param == "empty" else request.param
+        return f"recording: {reason}"
+
+    return spoil
+
+
+@pytest.fixture
+def corpus(built, tmp_path):
+    """Copy the miniature that the module has built, to be damaged."""
+    return shutil.copytree(built, tmp_path / "corpus")

@@ -5,11 +5,17 @@ import os
 import pytest
 
 from summarymixing.data.prepare.common import (
+    Trial,
+    assign_splits,
     assign_train_valid,
+    check_holds,
     check_source,
     choose_validation,
+    find_file,
     list_files,
+    write_trials,
 )
+from summarymixing.data.prepare.report import Report
 from summarymixing.errors import UserError
 
 
@@ -87,3 +93,47 @@ def test_the_tighter_bound_of_validation_counts():
             groups, max_fraction=fraction, max_seconds=seconds
         )
         assert list(names.values()).count("valid.csv") == 5
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path):
+    (tmp_path / "clips").mkdir()
+    check_holds(tmp_path, ["clips"], "Give another.")
+    with pytest.raises(UserError, match=r"has no a.tsv, b/c. Give another."):
+        check_holds(tmp_path, ["a.tsv", "clips", "b/c"], "Give another.")
+
+
+def test_every_split_gets_a_manifest_or_is_named():
+    splits = {"splits": ("train", "dev"), "advice": "Look."}
+    assert assign_splits({"dev": 1.0, "train": 9.0}, **splits) == {
+        "train": "train.csv",
+        "dev": "dev.csv",
+    }
+    with pytest.raises(UserError, match="Nothing usable in dev. Look."):
+        assign_splits({"train": 9.0}, **splits)
+
+
+def test_a_file_that_changes_is_another_one(tmp_path):
+    path = tmp_path / "a.txt"
+    missing = find_file("a.txt", path)
+    path.write_text("1")
+    assert find_file("a.txt", path) != missing
+    assert find_file("a.txt", path).size == 1
+
+
+@pytest.fixture
+def report(tmp_path):
+    return Report("toy", "/x", str(tmp_path), options={}, fingerprint="")
+
+
+def test_trials_are_counted_in_the_report(tmp_path, report):
+    write_trials(report, [Trial("1", "a", "b,c"), Trial("0", "a", "d")])
+    text = (tmp_path / "trials.csv").read_text()
+    assert text == 'target,enrol,test\n1,a,"b,c"\n0,a,d\n'
+    assert report.further == {"trials.csv": 2}
+
+
+@pytest.mark.parametrize("targets", ["", "1", "00"])
+def test_trials_of_one_kind_are_no_test(tmp_path, report, targets):
+    with pytest.raises(UserError, match="same speaker .* two speakers"):
+        write_trials(report, [Trial(t, "a", "b") for t in targets])
+    assert not (tmp_path / "trials.csv").exists()

@@ -181,6 +181,65 @@ def test_an_old_report_never_vouches_for_new_manifests(tmp_path):
     assert not make(tmp_path).run().reused
 
 
+def test_a_refused_division_writes_the_account_and_no_manifest(tmp_path):
+    def refuse(group_seconds):
+        raise UserError(f"{len(group_seconds)} are too few.")
+
+    make(tmp_path).run()
+    refused = make(tmp_path, assign=refuse, replaces=("train.csv", "valid.csv"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="300 are too few") as caught:
+            refused.run(overwrite=True)
+        assert "toy: 300 recordings" in str(caught.value)
+        assert not read_csvs(tmp_path)
+        assert Report.load(tmp_path).dropped["gap"].count == NUM_TASKS
+    assert not make(tmp_path).run().reused
+
+
+def test_what_was_listed_is_part_of_the_account(tmp_path):
+    listed = Outcome(
+        num_recordings=2,
+        found_s=7200.0,
+        dropped=[("other", 3600.0), ("other", 3600.0)],
+        problems=[("malformed line", "table:7")],
+    )
+    report = make(tmp_path, listed=listed).run()
+    assert report.found.count == NUM_TASKS + 2
+    assert report.dropped["other"].hours == 2.0
+    assert report.problems == {"malformed line": ["table:7"]}
+
+
+def write_pairs(report):
+    """Write a further file, as lists of trials are."""
+    path = Path(report.manifest_dir) / "pairs.csv"
+    rows = Manifest.read(path.with_name("train.csv"))
+    path.write_text(f"{rows[0].id},{rows[1].id}\n")
+    report.further["pairs.csv"] = 1
+
+
+def test_further_files_belong_to_a_preparation(tmp_path):
+    report = make(tmp_path, finish=write_pairs).run()
+    assert "1 lines: pairs.csv" in report.summary()
+    assert Report.load(tmp_path) == report
+    assert make(tmp_path, finish=write_pairs).run().reused
+    (tmp_path / "pairs.csv").unlink()
+    assert not make(tmp_path, finish=write_pairs).run().reused
+    assert (tmp_path / "pairs.csv").read_text() == "task001/0,task001/1\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_manifests_without_their_further_files_are_not_finished(
+    tmp_path, error
+):
+    def stop(report):
+        raise error
+
+    make(tmp_path, finish=write_pairs).run()
+    with pytest.raises(error):
+        make(tmp_path, finish=stop).run(overwrite=True)
+    assert not make(tmp_path, finish=write_pairs).run().reused
+
+
 def test_another_corpus_is_not_overwritten(tmp_path):
     make(tmp_path).run()
     with pytest.raises(UserError, match="manifests of another corpus"):

@@ -1,0 +1,252 @@
+"""IEMOCAP: utterances of four emotions, by ten speakers in five sessions.
+
+Layout: `Session1` to `Session5`, each with labels in
+`dialog/EmoEvaluation/DIALOGUE.txt` and audio in
+`sentences/wav/DIALOGUE/UTTERANCE.wav`. Lines with a label are
+"[START - END] UTTERANCE EMOTION [V, A, D]", parted by tabs. Neutral, happy,
+sad and angry are taken, and excited counts as happy.
+
+There is one manifest; which speakers train and which test is for the
+training to say.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from summarymixing.data.prepare.common import (
+    Corpus,
+    FoundFile,
+    check_holds,
+    check_source,
+    list_files,
+    require,
+)
+from summarymixing.data.prepare.listing import (
+    Listing,
+    Recording,
+    process_recording,
+)
+from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.report import Report
+from summarymixing.errors import UserError
+
+SESSIONS = (1, 2, 3, 4, 5)
+EMOTIONS = {
+    "neu": "neu",
+    "hap": "hap",
+    "exc": "hap",
+    "sad": "sad",
+    "ang": "ang",
+}
+
+# Of the release, of each emotion and in all.
+RELEASED = {"neu": 1708, "hap": 1636, "sad": 1084, "ang": 1103}
+EXPECTED_UTTERANCES = sum(RELEASED.values())  # 5531
+
+LABELS, AUDIO = "dialog/EmoEvaluation", "sentences/wav"
+LAYOUT = (
+    f"SessionN/{AUDIO}/DIALOGUE/UTTERANCE.wav and "
+    f"SessionN/{LABELS}/DIALOGUE.txt, for N = 1 to 5"
+)
+ADVICE = f"Give the folder IEMOCAP_full_release as SOURCE ({LAYOUT})."
+MANIFEST = "utterances.csv"
+
+LABEL_LINE = re.compile(
+    r"\[(\d+\.\d+) - (\d+\.\d+)\]\t"
+    r"(Ses\d\d[FM]_\w+_([FM])\w*)\t(\w+)\t\[.*\]"
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of IEMOCAP.
+
+    Arguments
+    ---------
+    parser : ArgumentParser
+        Of `prepare.py iemocap`.
+    """
+    parser.add_argument(
+        "--expected_utterances",
+        type=int,
+        default=EXPECTED_UTTERANCES,
+        metavar="N",
+        help="refuse a corpus with more or fewer usable utterances; 0 for any "
+        "number (default: %(default)s, the whole release)",
+    )
+
+
+def prepare_iemocap(
+    corpus_dir: Path,
+    manifest_dir: Path,
+    *,
+    expected_utterances: int = EXPECTED_UTTERANCES,
+    num_workers: int = 1,
+    overwrite: bool = False,
+) -> Report:
+    """Write utterances.csv, with labels speaker, mp3s_speaker and emotion.
+
+    Speakers are "1" to "10", women odd and men even; see `mp3s_speaker` for
+    the other label. Emotions are "neu", "hap", "sad" and "ang".
+
+    Arguments
+    ---------
+    corpus_dir : Path
+        The folder `IEMOCAP_full_release`, which holds the sessions.
+    manifest_dir : Path
+        Where the manifest and report.json are written.
+    expected_utterances : int
+        Any other number of usable utterances is an error; 0 for any number.
+    num_workers : int
+        Processes.
+    overwrite : bool
+        Start anew even if the same preparation is finished.
+
+    Returns
+    -------
+    Report
+        Hours kept and dropped, and the names of unusable files and lines.
+    """
+    require(
+        expected_utterances >= 0, "--expected_utterances must be 0 or more."
+    )
+    corpus_dir = check_source(corpus_dir)
+    listing = Listing()
+    files: list[FoundFile] = []
+    for session in SESSIONS:
+        files += _list_session(corpus_dir, f"Session{session}", listing)
+    require(bool(files), f"{corpus_dir} holds no sessions. {ADVICE}")
+    return Preparation(
+        corpus="iemocap",
+        corpus_dir=corpus_dir,
+        manifest_dir=manifest_dir,
+        options={"expected_utterances": expected_utterances},
+        files=files,
+        tasks=listing.tasks,
+        work=partial(process_recording, root=corpus_dir),
+        assign=partial(_check_utterances, expected=expected_utterances),
+        expected=LAYOUT,
+        replaces=[MANIFEST],
+        listed=listing.outcome,
+    ).run(num_workers=num_workers, overwrite=overwrite)
+
+
+def _list_session(
+    corpus_dir: Path, session: str, listing: Listing
+) -> list[FoundFile]:
+    """Read the labels of a session; return these files and its recordings."""
+    if not (corpus_dir / session).is_dir():
+        listing.note("session is missing", session)
+        return []
+    check_holds(corpus_dir / session, [LABELS, AUDIO], ADVICE)
+    tables = [
+        file
+        for file in list_files(
+            corpus_dir, (".txt",), below=f"{session}/{LABELS}"
+        )
+        # Folders beside them hold the votes of each rater.
+        if file.relative.count("/") == LABELS.count("/") + 2
+    ]
+    labelled: set[str] = set()
+    for table in tables:
+        labelled |= _read_labels(corpus_dir, session, table.relative, listing)
+    audio = list_files(corpus_dir, (".wav",), below=f"{session}/{AUDIO}")
+    for file in audio:
+        if file.relative not in labelled:
+            listing.note("recording without a label", file.relative)
+    return tables + audio
+
+
+def mp3s_speaker(utterance: str) -> str:
+    """Return the speaker that the MP3S benchmark takes an utterance for.
+
+    It looks for the F of women at a fixed position of the name. Where the
+    name of a dialogue ends in a letter, as in Ses03M_impro05a_F000, that
+    position is off by one, and the women's turns (65 in the release) go to
+    the man.
+
+    Arguments
+    ---------
+    utterance : str
+        Its name.
+
+    Returns
+    -------
+    str
+        "1" to "10".
+
+    Example
+    -------
+    >>> (
+    ...     mp3s_speaker("Ses03M_impro05_F000"),
+    ...     mp3s_speaker("Ses03M_impro05a_F000"),
+    ... )
+    ('5', '6')
+    """
+    position = 18 if "script" in utterance else 15
+    return _number_speaker(utterance, utterance[position : position + 1])
+
+
+def _check_utterances(
+    group_seconds: Mapping[str, float], *, expected: int
+) -> dict[str, str]:
+    """Put all utterances into one manifest, if their number is as expected."""
+    if expected not in (0, len(group_seconds)):
+        found = Counter(group.split("/")[0] for group in group_seconds)
+        counts = ", ".join(
+            f"{emotion} {found[emotion]:,} (of {released:,} in the release)"
+            for emotion, released in RELEASED.items()
+        )
+        raise UserError(
+            f"{len(group_seconds):,} utterances are usable, expected "
+            f"{expected:,}: {counts}. The account below lists what is missing "
+            "or damaged. Copy it again, or take any number of utterances with "
+            "--expected_utterances=0."
+        )
+    return dict.fromkeys(group_seconds, MANIFEST)
+
+
+def _read_labels(
+    corpus_dir: Path, session: str, table: str, listing: Listing
+) -> set[str]:
+    """Return the paths of the recordings that have a label."""
+    labelled = set()
+    for place, line in listing.read_lines(corpus_dir, table):
+        match = LABEL_LINE.fullmatch(line.rstrip())
+        if not match:
+            if line.startswith("["):  # the others are votes and comments
+                listing.note("malformed line", place)
+            continue
+        start, stop, name, sex, emotion = match.groups()
+        path = f"{session}/{AUDIO}/{name.rpartition('_')[0]}/{name}.wav"
+        labelled.add(path)
+        if emotion not in EMOTIONS:
+            reason = f"emotion {emotion} is not of the task"
+            listing.drop(reason, float(stop) - float(start))
+            continue
+        labels = {
+            "speaker": _number_speaker(name, sex),
+            "mp3s_speaker": mp3s_speaker(name),
+            "emotion": EMOTIONS[emotion],
+        }
+        group = f"{EMOTIONS[emotion]}/{name}"
+        listing.add(Recording(group, name, path, labels), place)
+    return labelled
+
+
+def _number_speaker(utterance: str, sex: str) -> str:
+    session = int(utterance[3:5])
+    return str(2 * session - 1 if sex == "F" else 2 * session)
+
+
+CORPUS = Corpus(
+    name="iemocap",
+    summary="IEMOCAP: neutral, happy, sad and angry utterances",
+    add_arguments=add_arguments,
+    prepare=prepare_iemocap,
+)

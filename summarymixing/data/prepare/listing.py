@@ -1,0 +1,228 @@
+"""From the tables of a corpus to rows: one recording, one row."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+
+from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
+from summarymixing.data.manifest import Row
+from summarymixing.data.prepare.report import Outcome
+from summarymixing.errors import UserError
+
+# In what libsndfile notes about a wav: bytes stated, and bytes there.
+WAV_SIZES = re.compile(r"^ *data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNKNOWN_SIZE = 2**31 - 2**16  # from here on, stated by programs that stream
+
+
+class Recording(NamedTuple):
+    """A recording as the tables of a corpus name it.
+
+    Arguments
+    ---------
+    group : str
+        Of its outcome: what must stay together in one manifest.
+    id : str
+        Of its row.
+    path : str
+        From the root of the corpus.
+    labels : dict[str, str]
+        Of its row.
+    """
+
+    group: str
+    id: str
+    path: str
+    labels: dict[str, str]
+
+
+class Listing:
+    """Collects the recordings that the tables of a corpus name.
+
+    `tasks` and `outcome` are the arguments `tasks` and `listed` of a
+    `Preparation` that works with `process_recording`.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.outcome = Outcome(num_recordings=0)
+        self._ids: set[str] = set()
+
+    def add(self, recording: Recording, place: str) -> None:
+        """Add a recording, or note that it cannot be used.
+
+        Arguments
+        ---------
+        recording : Recording
+            What its line says.
+        place : str
+            Where that line is, for the report.
+        """
+        empty = [name for name, text in recording.labels.items() if not text]
+        if empty:
+            self.note(f"no {', '.join(empty)}", place)
+        elif recording.id in self._ids:
+            self.note("listed twice (the first counts)", place)
+        else:
+            self._ids.add(recording.id)
+            self.tasks.append(json.dumps(recording))
+
+    def note(self, reason: str, place: str) -> None:
+        """Note a problem.
+
+        Arguments
+        ---------
+        reason : str
+            What is wrong.
+        place : str
+            A file, or a line of it.
+        """
+        self.outcome.problems.append((reason, place))
+
+    def drop(self, reason: str, seconds: float) -> None:
+        """Count a recording that is sound, and not part of the task.
+
+        Arguments
+        ---------
+        reason : str
+            Why.
+        seconds : float
+            Its audio.
+        """
+        self.outcome.num_recordings += 1
+        self.outcome.found_s += seconds
+        self.outcome.dropped.append((reason, seconds))
+
+    def read_lines(self, root: Path, name: str) -> Iterator[tuple[str, str]]:
+        """Yield the lines of a table; note those that are not UTF-8.
+
+        Arguments
+        ---------
+        root : Path
+            The corpus.
+        name : str
+            Path of the table below it.
+
+        Yields
+        ------
+        place : str
+            "NAME:LINE", for `add` and `note`.
+        line : str
+            Without its end; lines of white space are left out.
+        """
+        # Split at "\n" alone: str.splitlines also does at rarer characters,
+        # and these occur in sentences.
+        for number, raw in enumerate(_read_table(root / name).split(b"\n"), 1):
+            place = f"{name}:{number}"
+            try:
+                # Spreadsheets put a byte-order mark before the first line.
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                self.note("line is not UTF-8 text", place)
+                continue
+            if line.strip():
+                yield place, line.rstrip("\r")
+
+
+def process_recording(task: str, *, root: Path) -> Outcome:
+    """Make the row of one recording of a `Listing`.
+
+    Arguments
+    ---------
+    task : str
+        Of `Listing.tasks`.
+    root : Path
+        The corpus.
+
+    Returns
+    -------
+    Outcome
+        The row, or the problem.
+    """
+    recording = Recording(*json.loads(task))
+    outcome = Outcome(group=recording.group)
+    add_row(outcome, recording, root)
+    return outcome
+
+
+def add_row(outcome: Outcome, recording: Recording, root: Path) -> None:
+    """Add the row of a whole recording, or the problem with its audio.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        Where to add it.
+    recording : Recording
+        What its row will say.
+    root : Path
+        The corpus.
+    """
+    duration_s = measure(outcome, root, recording.path)
+    if duration_s:
+        path = str(root / recording.path)
+        outcome.rows.append(
+            Row(recording.id, path, (), duration_s, recording.labels)
+        )
+
+
+def measure(outcome: Outcome, root: Path, name: str) -> float:
+    """Read the length of a recording from its header.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        Where its seconds, or the problem, are added.
+    root : Path
+        The corpus.
+    name : str
+        Path of the recording below it.
+
+    Returns
+    -------
+    float
+        Seconds; 0 where it cannot be used.
+    """
+    try:
+        duration_s = audio_info(root / name).duration_s
+    except AudioError as error:
+        outcome.problems.append((f"recording: {error.reason}", name))
+        return 0.0
+    if not _has_its_end(root / name):
+        outcome.problems.append(("recording: truncated", name))
+        return 0.0
+    outcome.found_s += duration_s
+    return duration_s
+
+
+def _has_its_end(path: Path) -> bool:
+    """Look whether a recording is as long as its header says.
+
+    This costs less than a millisecond: nothing is decoded but the end.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            tolerance = int(END_TOLERANCE_S * file.samplerate)
+            file.seek(max(0, file.frames - tolerance))
+            has_end = len(file.read(1)) > 0
+            # Of a wav, libsndfile takes what is there without complaint.
+            sizes = WAV_SIZES.search(file.extra_info)
+    except soundfile.SoundFileError:
+        return False
+    if sizes and int(sizes[2]) < int(sizes[1]) < UNKNOWN_SIZE:
+        return False
+    return has_end
+
+
+def _read_table(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}. Copy it again from its "
+            "source, or repair its permissions."
+        ) from error

@@ -1,0 +1,340 @@
+"""VoxCeleb1: speakers to train on, and trials of others to verify.
+
+Layout: `wav/SPEAKER/SESSION/UTTERANCE.wav` for all speakers, and
+`veri_test2.txt`, here or below `meta`, with lines "LABEL ENROL TEST". No
+speaker of the trials is trained on.
+
+A training utterance has one row for each full 3 s of it. So its share of the
+training grows with its length, while the training may draw its 3 s from
+anywhere in the recording: `recording_s` says how long that is.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.prepare.common import (
+    TEST_NAME,
+    TRAIN_NAME,
+    TRIALS_NAME,
+    VALID_NAME,
+    Corpus,
+    Trial,
+    check_holds,
+    check_source,
+    find_file,
+    hash_of,
+    list_files,
+    require,
+    write_trials,
+)
+from summarymixing.data.prepare.listing import Listing, measure
+from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.report import Outcome, Report
+
+CHUNK_SECONDS = 3.0
+VALID_FRACTION = 0.1
+ROUNDING = 1e-6  # of a chunk: times are sums of binary fractions
+
+AUDIO = "wav"
+LAYOUT = f"{AUDIO}/SPEAKER/SESSION/UTTERANCE.wav and veri_test2.txt"
+TRIAL_FILES = ("veri_test2.txt", "meta/veri_test2.txt")
+
+TRAIN, TEST, UNUSED = "train", "test", "unused"  # what to do with utterances
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of VoxCeleb1.
+
+    Arguments
+    ---------
+    parser : ArgumentParser
+        Of `prepare.py voxceleb1`.
+    """
+    parser.add_argument(
+        "--trials",
+        type=Path,
+        metavar="FILE",
+        help="list of trials (default: veri_test2.txt in SOURCE or in its "
+        "folder meta)",
+    )
+    parser.add_argument(
+        "--chunk_seconds",
+        type=float,
+        default=CHUNK_SECONDS,
+        help="length of a training row; shorter utterances are dropped "
+        "(default: %(default)g)",
+    )
+    parser.add_argument(
+        "--valid_fraction",
+        type=float,
+        default=VALID_FRACTION,
+        help="of the training utterances of each speaker, what goes to "
+        "valid.csv; 0 for none (default: %(default)g)",
+    )
+
+
+def prepare_voxceleb1(
+    corpus_dir: Path,
+    manifest_dir: Path,
+    *,
+    trials: Path | None = None,
+    chunk_seconds: float = CHUNK_SECONDS,
+    valid_fraction: float = VALID_FRACTION,
+    num_workers: int = 1,
+    overwrite: bool = False,
+) -> Report:
+    """Write train.csv, valid.csv, test.csv and trials.csv.
+
+    The labels are speaker and recording_s, the seconds of the whole
+    recording.
+
+    Arguments
+    ---------
+    corpus_dir : Path
+        The folder that holds `wav`, with all speakers.
+    manifest_dir : Path
+        Where the manifests, the trials and report.json are written.
+    trials : Path, optional
+        The list of trials, if it is not in the corpus.
+    chunk_seconds : float
+        Length of a row of train.csv and valid.csv.
+    valid_fraction : float
+        Share of valid.csv in the utterances of each speaker, in [0, 1).
+    num_workers : int
+        Processes.
+    overwrite : bool
+        Start anew even if the same preparation is finished.
+
+    Returns
+    -------
+    Report
+        Hours kept and dropped, and the names of unusable files and trials.
+    """
+    require(
+        chunk_seconds >= 0.1,
+        f"--chunk_seconds is {chunk_seconds:g}; it must be at least 0.1.",
+    )
+    require(
+        0 <= valid_fraction < 1,
+        f"--valid_fraction is {valid_fraction:g}; it must be in [0, 1).",
+    )
+    corpus_dir = check_source(corpus_dir)
+    advice = f"Give the folder that holds {LAYOUT} as SOURCE."
+    check_holds(corpus_dir, [AUDIO], advice)
+    trial_file = _find_trials(corpus_dir, trials)
+    listing = Listing()
+    trial_list = _read_trials(trial_file, listing)
+    files = list_files(corpus_dir, (".wav",), below=AUDIO)
+    return Preparation(
+        corpus="voxceleb1",
+        corpus_dir=corpus_dir,
+        manifest_dir=manifest_dir,
+        options={
+            "trials": str(trial_file),
+            "chunk_seconds": chunk_seconds,
+            "valid_fraction": valid_fraction,
+        },
+        files=[*files, find_file(str(trial_file), trial_file)],
+        tasks=_list_tasks([f.relative for f in files], trial_list, listing),
+        work=partial(
+            process_utterance, root=corpus_dir, chunk_seconds=chunk_seconds
+        ),
+        assign=partial(_split_utterances, valid_fraction=valid_fraction),
+        expected=LAYOUT,
+        replaces=(TRAIN_NAME, VALID_NAME, TEST_NAME, TRIALS_NAME),
+        listed=listing.outcome,
+        finish=partial(_finish_trials, trials=trial_list),
+    ).run(num_workers=num_workers, overwrite=overwrite)
+
+
+def _read_trials(path: Path, listing: Listing) -> list[Trial]:
+    """Read lines of "LABEL ENROL TEST", the names with or without .wav."""
+    trials = []
+    for place, line in listing.read_lines(path.parent, path.name):
+        target, *names = line.split()
+        names = [name.removesuffix(".wav") for name in names]
+        if len(names) != 2 or any(name.count("/") != 2 for name in names):
+            listing.note("malformed line", place)
+        elif target not in ("0", "1"):
+            listing.note("label is neither 0 nor 1", place)
+        else:
+            trials.append(Trial(target, *names))
+    require(
+        bool(trials),
+        f"There is no trial in {path}. Its lines should be like "
+        '"1 id10270/5r0dWxy17C8/00001.wav id10270/zjwijMp0Qyw/00002.wav"; '
+        "copy it again, or give another file with --trials=FILE.",
+    )
+    return trials
+
+
+def _list_tasks(
+    paths: Collection[str], trials: Sequence[Trial], listing: Listing
+) -> list[str]:
+    """Return "train NAME", "test NAME" or "unused NAME", sorted by name.
+
+    In the official list the same 40 speakers stand on both sides of the
+    trials. The trials may name utterances that are not there.
+    """
+    tested = {name for trial in trials for name in (trial.enrol, trial.test)}
+    test_speakers = {name.split("/")[0] for name in tested}
+    tasks = dict.fromkeys(tested, TEST)
+    for path in paths:
+        name = path.removeprefix(f"{AUDIO}/").removesuffix(".wav")
+        if name.count("/") != 2:
+            listing.note(f"not in the layout {LAYOUT}", path)
+        elif name not in tested:
+            unused = name.split("/")[0] in test_speakers
+            tasks[name] = UNUSED if unused else TRAIN
+    return [f"{tasks[name]} {name}" for name in sorted(tasks)]
+
+
+def process_utterance(
+    task: str, *, root: Path, chunk_seconds: float
+) -> Outcome:
+    """Make the rows of one utterance.
+
+    Arguments
+    ---------
+    task : str
+        What to do with it, and its name.
+    root : Path
+        The corpus.
+    chunk_seconds : float
+        Length of a training row.
+
+    Returns
+    -------
+    Outcome
+        Rows, what is dropped, or the problem.
+    """
+    use, _, name = task.partition(" ")
+    outcome = Outcome(group=TEST if use == TEST else name)
+    path = f"{AUDIO}/{name}.wav"
+    duration_s = measure(outcome, root, path)
+    whole = Row(
+        id=name,
+        path=str(root / path),
+        segments=(),
+        duration=duration_s,
+        labels={
+            "speaker": name.split("/")[0],
+            "recording_s": str(duration_s),
+        },
+    )
+    if not duration_s:
+        return outcome
+    if use == TEST:
+        outcome.rows.append(whole)
+    elif use == UNUSED:
+        reason = "of a speaker of the trials, but not in them"
+        outcome.dropped.append((reason, duration_s))
+    else:
+        _add_chunks(outcome, whole, chunk_seconds)
+    return outcome
+
+
+def _split_utterances(
+    group_seconds: Mapping[str, float], *, valid_fraction: float
+) -> dict[str, str]:
+    """Share the utterances of each speaker out to train.csv and valid.csv."""
+    speakers: dict[str, list[str]] = defaultdict(list)
+    for name in group_seconds.keys() - {TEST}:
+        speakers[name.split("/")[0]].append(name)
+    manifest_of = {TEST: TEST_NAME} if TEST in group_seconds else {}
+    for names in speakers.values():
+        # By hash: the choice does not depend on the order of files, and
+        # changes little when files are added.
+        names.sort(key=hash_of)
+        num_valid = min(round(valid_fraction * len(names)), len(names) - 1)
+        manifest_of |= dict.fromkeys(names[:num_valid], VALID_NAME)
+        manifest_of |= dict.fromkeys(names[num_valid:], TRAIN_NAME)
+    _require_every_part(set(manifest_of.values()), valid_fraction)
+    return manifest_of
+
+
+def _finish_trials(report: Report, *, trials: Sequence[Trial]) -> None:
+    """Write the trials whose two utterances are in test.csv."""
+    manifest = Manifest.read(Path(report.manifest_dir) / TEST_NAME)
+    known = {row.id for row in manifest}
+    usable = [t for t in trials if t.enrol in known and t.test in known]
+    unusable = [
+        f"{t.enrol} {t.test}"
+        for t in trials
+        if t.enrol not in known or t.test not in known
+    ]
+    if unusable:
+        report.problems["trial without its recordings"] = unusable
+    write_trials(report, usable)
+
+
+def _add_chunks(outcome: Outcome, whole: Row, chunk_seconds: float) -> None:
+    """Add one row for each full chunk; the rest is dropped."""
+    num_chunks = int(whole.duration / chunk_seconds + ROUNDING)
+    for index in range(num_chunks):
+        start_s = index * chunk_seconds
+        outcome.rows.append(
+            replace(
+                whole,
+                id=f"{whole.id}@{start_s:g}",
+                segments=((start_s, start_s + chunk_seconds),),
+                duration=chunk_seconds,
+            )
+        )
+    rest_s = whole.duration - num_chunks * chunk_seconds
+    if rest_s > ROUNDING:
+        kind = "rest of an utterance" if num_chunks else "utterance"
+        reason = f"{kind} shorter than {chunk_seconds:g} s"
+        outcome.dropped.append((reason, rest_s))
+
+
+def _find_trials(corpus_dir: Path, trials: Path | None) -> Path:
+    """Return the absolute path of the list of trials."""
+    if trials is None:
+        places = [corpus_dir / name for name in TRIAL_FILES]
+    else:
+        places = [Path(os.path.abspath(trials))]
+    found = [path for path in places if path.is_file()]
+    require(
+        bool(found),
+        f"There is no list of trials {' or '.join(map(str, places))}. Give "
+        "its path with --trials=FILE; veri_test2.txt comes with VoxCeleb1.",
+    )
+    return found[0]
+
+
+def _require_every_part(present: Collection[str], fraction: float) -> None:
+    require(
+        TEST_NAME in present,
+        "None of the utterances of the trials is usable. Copy the test "
+        "speakers into the folder of the others, or give the trials of this "
+        "corpus with --trials=FILE.",
+    )
+    require(
+        TRAIN_NAME in present,
+        "There is nothing to train on: all speakers are in the trials, or "
+        "their utterances are too short. Copy the development speakers into "
+        "the folder of the others, or lower --chunk_seconds.",
+    )
+    require(
+        VALID_NAME in present or not fraction,
+        "Speakers have so few utterances that --valid_fraction="
+        f"{fraction:g} of them is none. Give a larger fraction, or 0 for no "
+        "validation set.",
+    )
+
+
+CORPUS = Corpus(
+    name="voxceleb1",
+    summary="VoxCeleb1: training chunks, and trials of other speakers",
+    add_arguments=add_arguments,
+    prepare=prepare_voxceleb1,
+)
