@@ -19,7 +19,8 @@ INSTALL = [
     "tensorboard>=2.16",
 ]
 DEMO = ["espeakng-loader>=0.2"]  # speech synthesis for miniature corpora
-TEST = [*DEMO, "pytest>=8"]
+HUGGINGFACE = ["transformers>=5,<6"]  # to probe its encoders beside ours
+TEST = [*DEMO, *HUGGINGFACE, "pytest>=8"]
 DEV = [
     *TEST,
     "ruff>=0.12,<1",
@@ -43,7 +44,12 @@ setup(
     packages=find_packages(include=["summarymixing", "summarymixing.*"]),
     package_data={"summarymixing": ["py.typed"]},
     install_requires=INSTALL,
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={
+        "demo": DEMO,
+        "huggingface": HUGGINGFACE,
+        "test": TEST,
+        "dev": DEV,
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

@@ -8,7 +8,7 @@ in a single process never hears of a new epoch; hence this one.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -263,12 +263,20 @@ class UtteranceDataset(Dataset[Utterance]):
     tolerate_errors : bool
         Return an unreadable utterance with its `error` instead of raising
         AudioError, so that one bad file in a million does not end a run.
+    adapt : Callable, optional
+        Called with a row and its epoch before the audio is read, for example
+        to move its segment; the row that it returns is read.
     """
 
     def __init__(
-        self, manifest: Manifest, *, tolerate_errors: bool = False
+        self,
+        manifest: Manifest,
+        *,
+        tolerate_errors: bool = False,
+        adapt: Callable[[Row, int], Row] | None = None,
     ) -> None:
         self.manifest, self.tolerate_errors = manifest, tolerate_errors
+        self.adapt = adapt
 
     def __len__(self) -> int:
         """Return the number of utterances."""
@@ -278,6 +286,8 @@ class UtteranceDataset(Dataset[Utterance]):
         """Read the audio of an utterance."""
         epoch, index = item if isinstance(item, tuple) else (0, item)
         row = self.manifest[index]
+        if self.adapt is not None:
+            row = self.adapt(row, epoch)
         try:
             return Utterance(row, read_audio(row), epoch, "")
         except AudioError as error:

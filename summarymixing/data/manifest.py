@@ -12,7 +12,7 @@ import io
 import math
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -317,6 +317,40 @@ class Manifest(Sequence[Row]):
             labels=dict(
                 zip(self.label_names, fields[len(COLUMNS) :], strict=True)
             ),
+        )
+
+    def where(self, keep: Callable[[Row], bool]) -> Manifest:
+        """Return the manifest of some rows; UserError if none is left.
+
+        Arguments
+        ---------
+        keep : Callable
+            Called with each row.
+
+        Returns
+        -------
+        Manifest
+            With the same path; itself where all rows are kept.
+        """
+        kept = [i for i, row in enumerate(self) if keep(row)]
+        if len(kept) == len(self):
+            return self
+        if not kept:
+            raise UserError(
+                f"none of the {len(self)} utterances of {self.path} is left "
+                "for this purpose. Prepare the whole corpus, or loosen the "
+                "limits of the task."
+            )
+        records = [
+            self._text[self._starts[i] : self._starts[i + 1]] for i in kept
+        ]
+        starts = np.cumsum([0, *map(len, records)])
+        return Manifest(
+            self.path,
+            self.label_names,
+            text=b"".join(records),
+            starts=starts,
+            durations=self.durations[kept],
         )
 
     def check_audio(self, sample: int = 50) -> None:

@@ -89,7 +89,67 @@ class ConvolutionBlock(nn.Module):
         return F.gelu(self.norm(x))
 
 
-class FbankFrontEnd(nn.Module):
+class MelFilterbank(nn.Module):
+    """Log-Mel energies, normalised in each utterance; nothing is learned.
+
+    Arguments
+    ---------
+    num_mels : int
+
+    Example
+    -------
+    >>> mels = MelFilterbank(40).mel_features(
+    ...     torch.rand(2, 16_000), torch.tensor([16_000, 8_000])
+    ... )
+    >>> mels.shape
+    torch.Size([2, 101, 40])
+    """
+
+    def __init__(self, num_mels: int = 80) -> None:
+        super().__init__()
+        self.filterbank = Fbank(
+            sample_rate=SAMPLE_RATE_HZ,
+            n_mels=num_mels,
+            n_fft=400,
+            win_length=25,
+            hop_length=10,
+        )
+        # Not used, and its buffer would stand in every checkpoint.
+        del self.filterbank.compute_deltas
+        # The logarithm is ours, since its floor must not see padding.
+        self.filterbank.compute_fbanks.log_mel = False
+
+    @torch.no_grad()
+    def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
+        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+            16 kHz; what stands beyond an utterance's end is ignored.
+        num_samples : Tensor, int64, (B,)
+            Valid samples of each utterance.
+
+        Returns
+        -------
+        Tensor, float32 even under autocast, (B, F, num_mels)
+            Zero on padding.
+        """
+        beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
+        with torch.autocast(wavs.device.type, enabled=False):
+            energies = self.filterbank(zero_padding(wavs.float(), beyond_end))
+            padding_mask = padding_mask_from_lengths(
+                num_samples // HOP_SAMPLES + 1, energies.shape[1]
+            )
+            mels = to_decibels(zero_padding(energies, padding_mask))
+            mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
+            variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
+            # Silence has no variance; 1e-5 keeps it at zero.
+            mels = mels * (variance + 1e-5).rsqrt()
+            return zero_padding(mels, padding_mask)
+
+
+class FbankFrontEnd(MelFilterbank):
     """Log-Mel filterbank, sentence normalisation, two 1-D convolutions.
 
     Source: section 3.1 of the paper: 80 mel channels, windows of 25 ms every
@@ -111,18 +171,7 @@ class FbankFrontEnd(nn.Module):
     """
 
     def __init__(self, num_mels: int = 80, channels: int = 512) -> None:
-        super().__init__()
-        self.filterbank = Fbank(
-            sample_rate=SAMPLE_RATE_HZ,
-            n_mels=num_mels,
-            n_fft=400,
-            win_length=25,
-            hop_length=10,
-        )
-        # Not used, and its buffer would stand in every checkpoint.
-        del self.filterbank.compute_deltas
-        # The logarithm is ours, since its floor must not see padding.
-        self.filterbank.compute_fbanks.log_mel = False
+        super().__init__(num_mels)
         self.convolutions = nn.ModuleList(
             [
                 ConvolutionBlock(num_mels, channels, stride=2),
@@ -158,23 +207,3 @@ class FbankFrontEnd(nn.Module):
         x = zero_padding(x, padding_mask)
         x = self.norm(self.convolutions[1](x))
         return zero_padding(x, padding_mask), padding_mask
-
-    @torch.no_grad()
-    def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
-        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
-
-        Arguments and shapes as in `forward`; returns (B, F, num_mels), zero
-        on padding. float32 even under autocast.
-        """
-        beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
-        with torch.autocast(wavs.device.type, enabled=False):
-            energies = self.filterbank(zero_padding(wavs.float(), beyond_end))
-            padding_mask = padding_mask_from_lengths(
-                num_samples // HOP_SAMPLES + 1, energies.shape[1]
-            )
-            mels = to_decibels(zero_padding(energies, padding_mask))
-            mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
-            variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
-            # Silence has no variance; 1e-5 keeps it at zero.
-            mels = mels * (variance + 1e-5).rsqrt()
-            return zero_padding(mels, padding_mask)

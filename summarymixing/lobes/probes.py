@@ -2,31 +2,70 @@
 
 Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width,
 L layers, C outputs of a head.
-
-A head is any module `head(features, padding_mask)`, made by a factory that is
-called with (d_model, num_outputs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
-from speechbrain.nnet.linear import Linear
-from speechbrain.nnet.RNN import LSTM
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from summarymixing.lobes.features import MelFilterbank, num_frames
+from summarymixing.lobes.huggingface import HuggingFaceEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Output
-from summarymixing.nnet.masking import zero_padding
+from summarymixing.nnet.masking import (
+    absolute_lengths,
+    padding_mask_from_lengths,
+    zero_padding,
+)
 
-HeadFactory = Callable[[int, int], nn.Module]
+# Same interface: d_model, num_layers, (wavs, wav_lens) -> Wav2Vec2Output.
+Encoder: TypeAlias = "Wav2Vec2Encoder | HuggingFaceEncoder | LogMelEncoder"
 
 PRECISIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+class LogMelEncoder(MelFilterbank):
+    """Two filterbank frames side by side, in place of an encoder.
+
+    What a probe reaches without pre-training or a network: no layers, and so
+    a single hidden state.
+
+    Arguments
+    ---------
+    num_mels : int
+        Half of the width.
+
+    Example
+    -------
+    >>> out = LogMelEncoder()(torch.rand(1, 16_000), torch.ones(1))
+    >>> len(out.hidden_states), out.hidden_states[0].shape
+    (1, torch.Size([1, 51, 160]))
+    """
+
+    num_layers = 0
+
+    def __init__(self, num_mels: int = 80) -> None:
+        super().__init__(num_mels)
+        self.d_model = 2 * num_mels
+
+    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
+        """Encode wavs (B, S) of relative lengths wav_lens (B,)."""
+        num_samples = absolute_lengths(wav_lens, wavs.shape[1])
+        mels = self.mel_features(wavs, num_samples)
+        mels = F.pad(mels, (0, 0, 0, mels.shape[1] % 2))
+        frames = mels.unflatten(1, (-1, 2)).flatten(2)
+        padding_mask = padding_mask_from_lengths(
+            num_frames(num_samples), frames.shape[1]
+        )
+        return Wav2Vec2Output([frames], padding_mask)
 
 
 class FrozenEncoder(nn.Module):
@@ -37,7 +76,7 @@ class FrozenEncoder(nn.Module):
 
     Arguments
     ---------
-    encoder : Wav2Vec2Encoder
+    encoder : Encoder
     precision : str
         Of the computation: a key of `PRECISIONS`.
     train_mode : bool
@@ -53,7 +92,7 @@ class FrozenEncoder(nn.Module):
 
     def __init__(
         self,
-        encoder: Wav2Vec2Encoder,
+        encoder: Encoder,
         *,
         precision: str = "fp32",
         train_mode: bool = False,
@@ -72,13 +111,20 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
-        """Encode wavs (B, S) of relative lengths wav_lens (B,)."""
+        """Encode wavs (B, S) of relative lengths wav_lens (B,).
+
+        The hidden states are zero on padding, whatever the encoder leaves
+        there.
+        """
         with torch.autocast(
             wavs.device.type,
             self.dtype,
             enabled=self.dtype != torch.float32,
         ):
-            return self.encoder(wavs, wav_lens)
+            out = self.encoder(wavs, wav_lens)
+        for state in out.hidden_states:
+            state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
+        return out
 
 
 class WeightedSum(nn.Module):
@@ -122,14 +168,15 @@ class Probe(nn.Module):
     num_states : int
         L + 1.
     head : nn.Module
-        `head(features, padding_mask)`; see `LSTMHead`.
+        `head(features, padding_mask)`; see `summarymixing.lobes.heads`.
 
     Example
     -------
-    >>> probe = Probe(2, LSTMHead(8, 5, hidden_size=4))
-    >>> states, padding_mask = [torch.rand(1, 3, 8)] * 2, torch.zeros(1, 3) > 0
-    >>> probe(states, padding_mask).shape
-    torch.Size([1, 3, 5])
+    >>> probe = Probe(2, head=lambda features, padding_mask: features.sum())
+    >>> probe(
+    ...     [torch.zeros(1, 3, 8), torch.ones(1, 3, 8)], torch.zeros(1, 3) > 0
+    ... )
+    tensor(12., grad_fn=<SumBackward0>)
     """
 
     def __init__(self, num_states: int, head: nn.Module) -> None:
@@ -139,84 +186,20 @@ class Probe(nn.Module):
 
     def forward(
         self, hidden_states: Sequence[Tensor], padding_mask: Tensor
-    ) -> Tensor:
+    ) -> Any:
         """Mix the states and apply the head.
 
         Arguments
         ---------
         hidden_states : sequence of L + 1 Tensors, (B, T, D)
+            Finite on padding.
         padding_mask : Tensor, bool, (B, T)
             True on padding.
 
         Returns
         -------
-        Tensor
+        Tensor or UtteranceOutput
             What the head makes of it.
         """
         features = self.weighted_sum(hidden_states)
         return self.head(zero_padding(features, padding_mask), padding_mask)
-
-
-class LSTMHead(nn.Module):
-    """Bidirectional LSTM and a linear layer, for each frame.
-
-    Arguments
-    ---------
-    d_model, num_outputs, hidden_size, num_layers : int
-        `hidden_size` is the width of one direction.
-    dropout : float
-        Between LSTM layers, not after the last one.
-    packed : bool
-        Start the backward direction at the end of each utterance. MP3S
-        starts it at the end of the longest in the batch, that is in the
-        (here zero) padding of the others.
-
-    Example
-    -------
-    >>> head = LSTMHead(8, 5, hidden_size=4)
-    >>> head(torch.rand(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool)).shape
-    torch.Size([2, 3, 5])
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        num_outputs: int,
-        *,
-        hidden_size: int = 1024,
-        num_layers: int = 2,
-        dropout: float = 0.2,
-        packed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.lstm = LSTM(
-            hidden_size,
-            input_size=d_model,
-            num_layers=num_layers,
-            dropout=dropout,
-            bidirectional=True,
-        )
-        self.linear = Linear(num_outputs, input_size=2 * hidden_size)
-        self.packed = packed
-
-    def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
-        """Map features (B, T, D), zero on padding, to logits (B, T, C)."""
-        if self.packed:
-            return self.linear(self._run_packed(features, padding_mask))
-        return self.linear(self.lstm(features)[0])
-
-    def _run_packed(self, features: Tensor, padding_mask: Tensor) -> Tensor:
-        # SpeechBrain would pack by relative lengths, and truncate their
-        # product with T: a rounding error then costs the last frame.
-        packed = pack_padded_sequence(
-            features,
-            (~padding_mask).sum(dim=1).cpu(),
-            batch_first=True,
-            enforce_sorted=False,
-        )
-        states, _ = pad_packed_sequence(
-            self.lstm.rnn(packed)[0],
-            batch_first=True,
-            total_length=features.shape[1],
-        )
-        return states

@@ -1,18 +1,17 @@
-"""Speech recognition for probes: tokenizers, CTC, greedy decoding, WER.
+"""Speech recognition for probes: CTC, greedy decoding, error rates.
 
 Letters: B utterances, T frames (20 ms), C tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from speechbrain.dataio.encoder import CTCTextEncoder
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
@@ -22,85 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
-from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.processes import on_main_process
+from summarymixing.training.probe_task import ProbeTask, Role
+from summarymixing.training.tokenizers import TokenizerFactory
 
 logger = get_logger(__name__)
-
-UNKNOWN = "\u2047"  # how an unknown token is shown, as in SentencePiece
-
-
-class Tokenizer(Protocol):
-    """Text to tokens and back.
-
-    tokens : one text for each output; blank_id : of CTC; unknown_id : stands
-    for what the tokenizer never saw (may be the same).
-    """
-
-    tokens: list[str]
-    blank_id: int
-    unknown_id: int
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; never fails."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens without blanks."""
-
-
-# Called on every process with the training texts and the folder of the run.
-TokenizerFactory = Callable[[Sequence[str], Path], Tokenizer]
-
-
-class CharacterTokenizer:
-    """Characters, in the order in which the training text shows them.
-
-    Token 0 is the blank, 1 stands for unknown characters.
-
-    Arguments
-    ---------
-    texts : iterable of str
-        Training transcripts.
-    folder : Path, optional
-        Where to write `tokens.txt`; every process must make the tokenizer.
-
-    Example
-    -------
-    >>> tokenizer = CharacterTokenizer(["BAD", "CAB"])
-    >>> tokenizer.encode("ABE")
-    [3, 2, 1]
-    >>> tokenizer.decode([2, 3, 4])
-    'BAD'
-    """
-
-    def __init__(
-        self, texts: Iterable[str], folder: Path | None = None
-    ) -> None:
-        self._encoder = CTCTextEncoder()
-        self._encoder.add_blank()
-        self._encoder.add_unk()
-        characters = dict.fromkeys(chain.from_iterable(texts))
-        self._encoder.update_from_iterable(characters, sequence_input=False)
-        self._encoder.ignore_len()  # any set of characters will do
-        self.blank_id = self._encoder.get_blank_index()
-        self.unknown_id = self._encoder.encode_label(
-            self._encoder.unk_label, allow_unk=False
-        )
-        self.tokens = [
-            self._encoder.ind2lab[i] for i in range(len(self._encoder))
-        ]
-        if folder is not None:
-            on_main_process(lambda: self._encoder.save(folder / "tokens.txt"))
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token of each character."""
-        return self._encoder.encode_sequence(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return "".join(
-            UNKNOWN if i == self.unknown_id else self.tokens[i] for i in ids
-        )
 
 
 class TextScore(NamedTuple):
@@ -118,10 +42,18 @@ class CtcTask(ProbeTask):
     label : str
         Column of the transcripts. White space separates words.
     tokenizer : callable
-        See `TokenizerFactory`.
+        See `TokenizerFactory`; made from all training transcripts.
+    max_train_s : float, optional
+        Leave longer utterances out of training.
+    min_words : int
+        Leave shorter sentences out of training.
+    min_words_everywhere : bool
+        Leave them out of validation and tests as well, as MP3S does for
+        Common Voice: short sentences are the hard ones.
 
     Example
     -------
+    >>> from summarymixing.training.tokenizers import CharacterTokenizer
     >>> task = CtcTask(label="text", tokenizer=CharacterTokenizer)
     >>> task.metrics
     ('wer', 'cer')
@@ -130,9 +62,29 @@ class CtcTask(ProbeTask):
     name = "asr"
     metrics = ("wer", "cer")
 
-    def __init__(self, *, label: str, tokenizer: TokenizerFactory) -> None:
+    def __init__(
+        self,
+        *,
+        label: str,
+        tokenizer: TokenizerFactory,
+        max_train_s: float | None = None,
+        min_words: int = 0,
+        min_words_everywhere: bool = False,
+    ) -> None:
         super().__init__(label=label)
         self._make_tokenizer = tokenizer
+        self.max_train_s = max_train_s
+        self.min_words = min_words
+        self.min_words_everywhere = min_words_everywhere
+
+    def keeps(self, row: Row, role: Role) -> bool:
+        """Apply the limits to an utterance."""
+        longest = self.max_train_s if role == "train" else None
+        if longest is not None and row.duration > longest:
+            return False
+        if role == "train" or self.min_words_everywhere:
+            return len(self.text(row).split()) >= self.min_words
+        return True
 
     def fit(self, train: Manifest, folder: Path) -> None:
         """Make the tokenizer from the training transcripts."""
@@ -148,6 +100,14 @@ class CtcTask(ProbeTask):
     def text(self, row: Row) -> str:
         """Return the transcript of a row, with single spaces."""
         return " ".join(row.labels[self.label].split())
+
+    def _encode(self, row: Row) -> list[int]:
+        return self.tokenizer.encode(self.text(row))
+
+    def _targets(self, row: Row) -> list[int]:
+        """Return what CTC shall align: no blank, even if it means unknown."""
+        blank = self.tokenizer.blank_id
+        return [i for i in self._encode(row) if i != blank]
 
     def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
         """Count what cannot be learned or recognised.
@@ -165,10 +125,10 @@ class CtcTask(ProbeTask):
         """
         unknown, too_short = 0, 0
         for row in manifest:
-            ids = self.tokenizer.encode(self.text(row))
+            ids = self._encode(row)
             unknown += ids.count(self.tokenizer.unknown_id)
             frames = int(num_frames(round(row.duration * SAMPLE_RATE_HZ)))
-            too_short += frames < frames_needed(ids)
+            too_short += frames < frames_needed(self._targets(row))
         if unknown or too_short:
             logger.warning(
                 "%s: %d tokens never occur in the training transcripts; %d of "
@@ -199,10 +159,7 @@ class CtcTask(ProbeTask):
             Zero where the utterance is too short for its transcript.
         """
         targets = [
-            torch.tensor(
-                self.tokenizer.encode(self.text(row)), dtype=torch.long
-            )
-            for row in rows
+            torch.tensor(self._targets(row), dtype=torch.long) for row in rows
         ]
         lengths = torch.tensor([len(target) for target in targets])
         # SpeechBrain's ctc_loss divides by zero for an empty transcript.

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from summarymixing.lobes.probes import FrozenEncoder
+from summarymixing.errors import UserError
+from summarymixing.lobes.huggingface import HuggingFaceEncoder, is_huggingface
+from summarymixing.lobes.probes import Encoder, FrozenEncoder, LogMelEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
 from summarymixing.nnet.randomness import derive_seed
+
+LOG_MEL = "log_mel"
 
 
 def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
@@ -21,14 +25,15 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
     ---------
     hparams : mapping
         `encoder`, `random_encoder`, `seed`, `precision` and
-        `encoder_train_mode` of hparams/shared/probe.yaml.
+        `encoder_train_mode` of hparams/shared/probe.yaml. The encoder is a
+        folder of this project, a folder or name for HuggingFace, or log_mel.
 
     Returns
     -------
     FrozenEncoder
         UserError for a folder that holds no encoder.
     """
-    encoder = Wav2Vec2Encoder.from_pretrained(hparams["encoder"])
+    encoder = _load(str(hparams["encoder"]))
     if hparams["random_encoder"]:
         encoder = random_twin(encoder, hparams["seed"])
     return FrozenEncoder(
@@ -38,11 +43,26 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
     )
 
 
-def random_twin(encoder: Wav2Vec2Encoder, seed: int) -> Wav2Vec2Encoder:
+def _load(source: str) -> Encoder:
+    if source == LOG_MEL:
+        return LogMelEncoder()
+    if is_huggingface(source):
+        return HuggingFaceEncoder(source)
+    return Wav2Vec2Encoder.from_pretrained(source)
+
+
+def random_twin(encoder: Encoder, seed: int) -> Encoder:
     """Return an encoder of the same architecture with random weights."""
+    torch.manual_seed(derive_seed(seed, "encoder"))
+    if isinstance(encoder, HuggingFaceEncoder):
+        encoder.draw_weights()
+        return encoder
+    if isinstance(encoder, LogMelEncoder):
+        raise UserError(
+            f"{LOG_MEL} has no weights to draw; leave --random_encoder away"
+        )
     architecture = dict(encoder.config)
     mixer = mixer_from_description(architecture.pop("mixer"))
-    torch.manual_seed(derive_seed(seed, "encoder"))
     return Wav2Vec2Encoder(mixer=mixer, **architecture)
 
 

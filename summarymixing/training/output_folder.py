@@ -135,6 +135,8 @@ def _open_folder(
         shutil.copy(script, folder)
     log_file = {"file_handler": {"filename": str(folder / "log.txt")}}
     setup_logging(DEFAULT_LOG_CONFIG, {"handlers": log_file})
+    # log.txt takes all levels, and looking for a font is thousands of lines.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     sys.excepthook = _log_exception
     logger.info("%s", command)
 

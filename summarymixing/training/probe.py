@@ -22,8 +22,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from summarymixing.errors import UserError
-from summarymixing.lobes.probes import PRECISIONS, FrozenEncoder, Probe
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
+from summarymixing.lobes.probes import (
+    PRECISIONS,
+    Encoder,
+    FrozenEncoder,
+    Probe,
+)
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.training import layer_weights, processes
 from summarymixing.training.checkpoints import (
@@ -48,10 +52,10 @@ logger = logging.getLogger(__name__)
 
 
 class Scored(NamedTuple):
-    """id : of the utterance; loss : its loss; score : of the task."""
+    """id : of the utterance; loss : if it has one; score : of the task."""
 
     id: str
-    loss: float
+    loss: float | None
     score: Any
 
 
@@ -72,6 +76,12 @@ class ProbeBrain(sb.Brain):
         self.rank = processes.rank()
         self.folder = Path(self.hparams.output_folder)
         self.results: dict[str, float] = {}  # of the evaluation just done
+
+    @property
+    def selected_by(self) -> str | None:
+        """The number whose lowest value chooses the epoch; None: the last."""
+        h = self.hparams
+        return None if h.test_last_epoch else h.select_by
 
     def epochs(self) -> Iterator[int]:
         """Count epochs from 1, beginning with the one that comes next."""
@@ -167,16 +177,13 @@ class ProbeBrain(sb.Brain):
     ) -> Tensor:
         """Return the mean loss of a batch; keep the scores in evaluation."""
         losses = self.judge.loss(*predictions, batch.rows)
-        if not _is_training(stage):
-            scores = self.judge.score(*predictions, batch.rows)
-            values = losses.double().tolist()
-            self.scored += [
-                Scored(row.id, loss, score)
-                for row, loss, score in zip(
-                    batch.rows, values, scores, strict=True
-                )
-            ]
-        return losses.mean()
+        if _is_training(stage):
+            assert losses is not None
+            return losses.mean()
+        scores = self.judge.score(*predictions, batch.rows)
+        values = [None] * len(scores) if losses is None else losses.tolist()
+        self.scored += map(Scored, [r.id for r in batch.rows], values, scores)
+        return torch.zeros(()) if losses is None else losses.mean()
 
     def on_fit_batch_end(
         self,
@@ -237,10 +244,11 @@ class ProbeBrain(sb.Brain):
         self.run_log.write("train", self.optimizer_step, numbers)
 
     def _summarise(self) -> dict[str, float]:
+        losses = [s.loss for s in self.scored if s.loss is not None]
         # Exact sums, so that the order of utterances makes no difference.
-        loss = math.fsum(scored.loss for scored in self.scored)
+        loss = {"loss": math.fsum(losses) / len(losses)} if losses else {}
         return {
-            "loss": loss / len(self.scored),
+            **loss,
             **self.judge.summarise([scored.score for scored in self.scored]),
             "utterances": len(self.scored),
         }
@@ -269,7 +277,7 @@ class ProbeBrain(sb.Brain):
         """Save; keep the last checkpoint and the best of `select_by`."""
         self.step = 0  # an epoch, or its rest, starts at a first micro-batch
         self.avg_train_loss = 0.0
-        best = self.hparams.select_by
+        best = self.selected_by
         self.checkpointer.save_and_keep_only(
             meta={
                 "update": self.optimizer_step,
@@ -300,9 +308,8 @@ class ProbeBrain(sb.Brain):
             )
         splits = {}
         for split, loader in self.data.tests.items():
-            self.evaluate(loader, min_key=self.hparams.select_by)
-            problems = self.judge.inspect(split, self.data.manifests[split])
-            splits[split] = {**self.results, **problems}
+            self.evaluate(loader, min_key=self.selected_by)
+            splits[split] = {**self.results, **self.data.problems[split]}
             on_main_process(partial(self._write_report, split))
             logger.info("%s: %s", split, splits[split])
         on_main_process(lambda: self._write_results(splits))
@@ -313,7 +320,7 @@ class ProbeBrain(sb.Brain):
         self.judge.write_report(self.folder, split, scores)
 
     def _tested_checkpoint(self) -> Any:
-        return self.checkpointer.find_checkpoint(min_key=self.hparams.select_by)
+        return self.checkpointer.find_checkpoint(min_key=self.selected_by)
 
     def _write_results(self, splits: dict[str, dict[str, float]]) -> None:
         h = self.hparams
@@ -373,7 +380,7 @@ def schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_probe(
-    hparams: Mapping[str, Any], encoder: Wav2Vec2Encoder, task: ProbeTask
+    hparams: Mapping[str, Any], encoder: Encoder, task: ProbeTask
 ) -> Probe:
     """Make the head for the outputs of a task, the same on every process."""
     wanted, found = hparams["num_outputs"], len(task.outputs)
@@ -422,9 +429,6 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
         rank=processes.rank(),
         world_size=processes.world_size(),
     )
-    train = data.manifests[hparams["train_split"]]
-    task.fit(train, folder)
-    task.inspect(hparams["train_split"], train)
     model = make_probe(hparams, encoder.encoder, task)
     fingerprint = run_fingerprint(hparams, encoder, task)
     check_same_run(folder / "checkpoints", fingerprint)
@@ -450,7 +454,7 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
 def _check_choices(hparams: Mapping[str, Any], task: ProbeTask) -> None:
     choices = {
         "precision": tuple(PRECISIONS),
-        "select_by": (None, "loss", *task.metrics),
+        "select_by": ("loss", *task.metrics),
         "anneal_on": ("loss", "epoch", *task.metrics),
         "order": ("ascending", "random"),
     }

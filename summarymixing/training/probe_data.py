@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -23,9 +23,9 @@ from summarymixing.data.batching import (
 )
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
-from summarymixing.training.probe_task import ProbeTask
+from summarymixing.training.probe_task import ProbeTask, Role
 
-Adapt = Callable[[Utterance], Utterance]
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -65,12 +65,8 @@ class ProbeBatch:
         )
 
 
-def collate(
-    utterances: Sequence[Utterance], adapt: Adapt | None = None
-) -> ProbeBatch:
-    """Pad utterances to a batch, each one changed by `adapt` before."""
-    if adapt is not None:
-        utterances = [u if u.error else adapt(u) for u in utterances]
+def collate(utterances: Sequence[Utterance]) -> ProbeBatch:
+    """Pad utterances to a batch."""
     wavs, wav_lens = pad_wavs([u.wav for u in utterances])
     return ProbeBatch(
         [u.row for u in utterances],
@@ -84,15 +80,15 @@ def collate(
 class ProbeData:
     """Loaders of a probe: one process's share of each split.
 
-    manifests : by name of the split; train : the updates that `sampler` was
-    told; valid; tests : by name of the split.
+    train : the updates that `sampler` was told; valid; tests : by name of the
+    split; problems : what the task found wrong with each test split.
     """
 
-    manifests: dict[str, Manifest]
     train: DataLoader[ProbeBatch]
     valid: DataLoader[ProbeBatch]
     tests: dict[str, DataLoader[ProbeBatch]]
     sampler: UpdateBatchSampler
+    problems: dict[str, dict[str, int]]
 
     @property
     def batches_per_update(self) -> int:
@@ -117,92 +113,117 @@ class ProbeData:
         return -(-epoch * len(self.sampler.plan) // self.batches_per_update)
 
 
-def read_manifests(
-    folder: str | Path, splits: Sequence[str], label: str
-) -> dict[str, Manifest]:
-    """Read the manifest of each split.
+def read_manifest(folder: str | Path, split: str, label: str) -> Manifest:
+    """Read the manifest of a split.
 
     Arguments
     ---------
     folder : str or Path
         Holds `SPLIT.csv`.
-    splits : sequence of str
+    split : str
     label : str
-        A column that all must have.
+        A column that it must have.
 
     Returns
     -------
-    dict of str to Manifest
+    Manifest
         UserError for a missing file, a missing column or moved audio.
     """
-    manifests = {}
-    for split in splits:
-        manifest = Manifest.read(Path(folder) / f"{split}.csv", [label])
-        manifest.check_audio()
-        manifests[split] = manifest
-    return manifests
+    manifest = Manifest.read(Path(folder) / f"{split}.csv", [label])
+    manifest.check_audio()
+    return manifest
 
 
 def load_probe_data(
-    hparams: dict[str, Any],
+    hparams: Mapping[str, Any],
     task: ProbeTask,
     *,
     rank: int = 0,
     world_size: int = 1,
 ) -> ProbeData:
-    """Read the manifests of a probe and make loaders of them.
+    """Read the manifests of a probe, fit its task, and make loaders.
 
     Arguments
     ---------
-    hparams : dict
+    hparams : mapping
         The keys of hparams/shared/probe.yaml.
     task : ProbeTask
-        Names the label column and adapts the training utterances.
+        Chooses and adapts utterances; takes its outputs from the training
+        manifest.
     rank, world_size : int
 
     Returns
     -------
     ProbeData
-        UserError as in `read_manifests`, and for too few batches.
+        UserError as in `read_manifest`, and for too few batches.
     """
-    train, valid = hparams["train_split"], hparams["valid_split"]
-    tests = hparams["test_splits"]
-    manifests = read_manifests(
-        hparams["manifests"], [train, valid, *tests], task.label
-    )
+
+    def read(split: str) -> Manifest:
+        return read_manifest(hparams["manifests"], split, task.label)
+
+    whole_train = read(hparams["train_split"])
+    task.fit(whole_train, Path(hparams["output_folder"]))
+    train = _kept(whole_train, task, "train")
+    valid = _kept(read(hparams["valid_split"]), task, "valid")
+    tests = {
+        split: _kept(read(split), task, "test")
+        for split in hparams["test_splits"]
+    }
     sampler = UpdateBatchSampler(
-        _train_plan(manifests[train], hparams),
+        _train_plan(train, hparams),
         rank=rank,
         world_size=world_size,
         accumulation=hparams["accumulation"],
     )
-    _check_enough_batches(sampler, manifests[train])
+    _check_enough_batches(sampler, train)
 
-    def evaluation_loader(split: str, **limit: Any) -> DataLoader[ProbeBatch]:
-        plan = BatchPlan(
-            manifests[split].durations, seed=0, order="ascending", **limit
-        )
+    def evaluation_loader(
+        manifest: Manifest, **limit: Any
+    ) -> DataLoader[ProbeBatch]:
+        plan = BatchPlan(manifest.durations, seed=0, order="ascending", **limit)
         # Each utterance counts once, so processes may get unequal numbers.
         share = EpochBatchSampler(
             plan, rank=rank, world_size=world_size, pad_to_equal_length=False
         )
-        return _loader(manifests[split], share, hparams)
+        return _loader(
+            UtteranceDataset(manifest, tolerate_errors=True), share, hparams
+        )
 
+    train_set = UtteranceDataset(train, tolerate_errors=True, adapt=task.adapt)
+    test_limit = {"batch_size": hparams["test_batch_size"]}
+    task.inspect(hparams["train_split"], train)
+    # Before training: what makes a test impossible shall cost no day.
+    problems = {
+        split: task.for_test().inspect(split, manifest)
+        for split, manifest in tests.items()
+    }
     return ProbeData(
-        manifests,
-        _loader(manifests[train], sampler, hparams, adapt=task.adapt),
-        evaluation_loader(valid, **_valid_limit(manifests[valid], hparams)),
+        _loader(train_set, sampler, hparams),
+        evaluation_loader(valid, **_valid_limit(valid, hparams)),
         {
-            split: evaluation_loader(
-                split, batch_size=hparams["test_batch_size"]
-            )
-            for split in tests
+            split: evaluation_loader(manifest, **test_limit)
+            for split, manifest in tests.items()
         },
         sampler,
+        problems,
     )
 
 
-def _train_plan(manifest: Manifest, hparams: dict[str, Any]) -> BatchPlan:
+def _kept(manifest: Manifest, task: ProbeTask, role: Role) -> Manifest:
+    """Return what the task keeps of a manifest; say what it leaves out."""
+    kept = manifest.where(lambda row: task.keeps(row, role))
+    if len(kept) < len(manifest):
+        logger.info(
+            "%s: %d of %d utterances are used for %s",
+            manifest.path,
+            len(kept),
+            len(manifest),
+            role,
+        )
+    return kept
+
+
+def _train_plan(manifest: Manifest, hparams: Mapping[str, Any]) -> BatchPlan:
     seconds = hparams["max_batch_seconds"]
     return BatchPlan(
         manifest.durations,
@@ -214,7 +235,7 @@ def _train_plan(manifest: Manifest, hparams: dict[str, Any]) -> BatchPlan:
 
 
 def _valid_limit(
-    manifest: Manifest, hparams: dict[str, Any]
+    manifest: Manifest, hparams: Mapping[str, Any]
 ) -> dict[str, float]:
     seconds = hparams["max_batch_seconds"]
     if seconds is None:
@@ -223,15 +244,14 @@ def _valid_limit(
 
 
 def _loader(
-    manifest: Manifest,
+    utterances: UtteranceDataset,
     sampler: Sampler[Any],
-    hparams: dict[str, Any],
-    adapt: Adapt | None = None,
+    hparams: Mapping[str, Any],
 ) -> DataLoader[ProbeBatch]:
     return DataLoader[Any](
-        UtteranceDataset(manifest, tolerate_errors=True),
+        utterances,
         batch_sampler=sampler,
-        collate_fn=partial(collate, adapt=adapt),
+        collate_fn=collate,
         num_workers=hparams["num_workers"],
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,

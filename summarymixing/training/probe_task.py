@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from summarymixing.data.batching import Utterance
 from summarymixing.data.manifest import Manifest, Row
+
+Role = Literal["train", "valid", "test"]  # what a split is used for
 
 
 class ProbeTask(ABC):
@@ -23,7 +24,7 @@ class ProbeTask(ABC):
     """
 
     name: str  # in metrics.json
-    metrics: tuple[str, ...]  # names of the numbers that `summarise` returns
+    metrics: tuple[str, ...]  # numbers of `summarise`; the lower the better
     outputs: list[str]  # what each output of the head stands for, after `fit`
 
     def __init__(self, *, label: str) -> None:
@@ -36,6 +37,7 @@ class ProbeTask(ABC):
         Arguments
         ---------
         train : Manifest
+            All of it, before `keeps` has chosen.
         folder : Path
             Of the run, for what is worth keeping.
         """
@@ -45,13 +47,19 @@ class ProbeTask(ABC):
         del split, manifest
         return {}
 
-    def adapt(self, utterance: Utterance) -> Utterance:
-        """Change an utterance of the training split, for example cut it.
+    def keeps(self, row: Row, role: Role) -> bool:
+        """Return whether an utterance of a split is used."""
+        del row, role
+        return True
+
+    def adapt(self, row: Row, epoch: int) -> Row:
+        """Change a training utterance before it is read, for example cut it.
 
         What is random must come from its epoch and id alone. Called in the
         processes that load the data.
         """
-        return utterance
+        del epoch
+        return row
 
     def for_test(self) -> ProbeTask:
         """Return the task of the test splits, where it is another one.
@@ -64,12 +72,12 @@ class ProbeTask(ABC):
     @abstractmethod
     def loss(
         self, predicted: Any, padding_mask: Tensor, rows: Sequence[Row]
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Compare a batch with its labels.
 
         Arguments
         ---------
-        predicted : Tensor, (B, ...), or a tuple of Tensors
+        predicted : Tensor, (B, T, C), or UtteranceOutput
             What the head returned.
         padding_mask : Tensor, bool, (B, T)
             True on padding.
@@ -77,8 +85,9 @@ class ProbeTask(ABC):
 
         Returns
         -------
-        Tensor, (B,)
-            Loss of each utterance; their mean is minimised.
+        Tensor, (B,), or None
+            Loss of each utterance; their mean is minimised. None, in tests
+            only, where utterances have none.
         """
 
     @abstractmethod

@@ -7,7 +7,9 @@ tag with the new arguments.
 
 Rules of an override:
 
-- every key must exist in what it overrides; an empty slot ``{}`` takes any;
+- every key must exist in what it overrides; an empty slot ``{}`` takes any,
+  and a file may add a root key to its base if it refers to it with ``!ref``
+  (a misspelt key is referred to by nobody);
 - a plain mapping is merged, key by key;
 - everything else (a number, a list, a tagged value) replaces what was there.
 """
@@ -54,6 +56,9 @@ def read_tree(
     if base is None:
         return tree, comments
     joined, base_comments = read_tree(path.parent / str(base), (*readers, path))
+    referred_to = {name for name, _ in REFERENCE.findall(text)}
+    for key in [k for k in tree if k not in joined and k in referred_to]:
+        joined[key] = tree.pop(key)
     merge(joined, tree, str(path))
     return joined, {**base_comments, **comments}
 

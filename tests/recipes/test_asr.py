@@ -108,7 +108,7 @@ def test_results_do_not_depend_on_the_number_of_processes(
         "--accumulation=2",
         "--head={hidden_size: 8, packed: True}",
         "--weights_schedule=null",
-        "--select_by=null",
+        "--test_last_epoch=True",
     ],
 )
 def test_one_value_changes(change, material, tmp_path):

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from summarymixing import Wav2Vec2Encoder
+from summarymixing.lobes.heads import LSTMHead
 from summarymixing.lobes.probes import (
     FrozenEncoder,
-    LSTMHead,
+    LogMelEncoder,
     Probe,
     WeightedSum,
 )
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Output
 
 
 def make_encoder():
@@ -104,3 +106,27 @@ def test_packed_head_does_not_see_the_batch(length):
     batch = predict(head, states, [length, 49])
     alone = predict(head, [s[:1, :length] for s in states], [length])
     torch.testing.assert_close(batch[:1, :length], alone)
+
+
+def test_hidden_states_are_zero_on_padding():
+    class Untidy(torch.nn.Module):
+        def forward(self, wavs, wav_lens):
+            padding_mask = torch.arange(4) >= (wav_lens * 4).unsqueeze(1)
+            states = [torch.full((2, 4, 3), float("nan")) for _ in range(2)]
+            return Wav2Vec2Output(states, padding_mask)
+
+    out = FrozenEncoder(Untidy())(torch.rand(2, 8), torch.tensor([1.0, 0.5]))
+    for state in out.hidden_states:
+        assert state[0].isnan().all() and state[1, :2].isnan().all()
+        assert (state[1, 2:] == 0).all()
+
+
+def test_log_mel_encoder_pairs_the_filterbank_frames():
+    wavs, wav_lens = torch.rand(2, 4000), torch.tensor([1.0, 0.5])
+    out = LogMelEncoder()(wavs, wav_lens)
+    (frames,) = out.hidden_states
+    mels = LogMelEncoder().mel_features(wavs, torch.tensor([4000, 2000]))
+    expected = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
+    _, padding_mask = expected.extract(wavs, wav_lens)
+    assert torch.equal(out.padding_mask, padding_mask)
+    assert torch.equal(frames[:, 3], mels[:, 6:8].flatten(1))

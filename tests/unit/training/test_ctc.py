@@ -5,7 +5,8 @@ import torch
 
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.errors import UserError
-from summarymixing.training.ctc import CharacterTokenizer, CtcTask
+from summarymixing.training.ctc import CtcTask
+from summarymixing.training.tokenizers import CharacterTokenizer
 
 TRAIN = ["BAD CAB", "DAB"]  # tokens: blank, unk, B, A, D, space, C
 

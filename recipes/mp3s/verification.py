@@ -1,0 +1,14 @@
+"""MP3S verification on a frozen encoder: VoxCeleb1 speaker verification.
+
+torchrun --nproc_per_node=1 recipes/mp3s/verification.py \
+    hparams/mp3s/voxceleb1_ecapa.yaml --encoder=results/my_run/encoder \
+    --manifests=MANIFESTS --output_folder=results/my_probe [--key=value ...]
+
+Started again with the same command, the run goes on from its last checkpoint.
+"""
+
+from summarymixing.training.launch import run
+from summarymixing.training.probe import probe
+
+if __name__ == "__main__":
+    run(probe)

@@ -1,0 +1,445 @@
+"""Heads of the MP3S probes: what stands on the mixture of hidden states.
+
+Letters: B utterances, T frames (20 ms), D width of the encoder, C outputs,
+E width of an embedding.
+
+A head is any module `head(features, padding_mask)`, made by a factory that is
+called with (d_model, num_outputs). Heads for frames return logits (B, T, C),
+heads for utterances an `UtteranceOutput`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from speechbrain.lobes.models.ContextNet import ContextNet
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.ECAPA_TDNN import (
+    Classifier as CosineClassifier,
+)
+from speechbrain.lobes.models.VanillaNN import VanillaNN
+from speechbrain.lobes.models.Xvector import Classifier as XvectorClassifier
+from speechbrain.lobes.models.Xvector import Xvector
+from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.pooling import StatisticsPooling
+from speechbrain.nnet.RNN import LSTM
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from summarymixing.nnet.masking import masked_mean, padding_mask_from_lengths
+
+HeadFactory = Callable[[int, int], nn.Module]
+
+STD_EPSILON = 1e-5  # added to standard deviations, as in SpeechBrain
+
+
+class UtteranceOutput(NamedTuple):
+    """embeddings : (B, E), what verification compares; logits : (B, C)."""
+
+    embeddings: Tensor
+    logits: Tensor
+
+
+class BiLSTM(nn.Module):
+    """Bidirectional LSTM: (B, T, D) to (B, T, 2 `hidden_size`).
+
+    Arguments
+    ---------
+    input_size, hidden_size, num_layers : int
+        `hidden_size` is the width of one direction.
+    dropout : float
+        Between LSTM layers, not after the last one.
+    packed : bool
+        Start the backward direction at the end of each utterance. MP3S
+        starts it at the end of the longest in the batch, that is in the
+        (here zero) padding of the others.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int,
+        dropout: float,
+        packed: bool,
+    ) -> None:
+        super().__init__()
+        self.lstm = LSTM(
+            hidden_size,
+            input_size=input_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            bidirectional=True,
+        )
+        self.packed = packed
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run over features (B, T, D) that are zero on padding."""
+        if not self.packed:
+            return self.lstm(features)[0]
+        # SpeechBrain would pack by relative lengths, and truncate their
+        # product with T: a rounding error then costs the last frame.
+        packed = pack_padded_sequence(
+            features,
+            (~padding_mask).sum(dim=1).cpu(),
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        states, _ = pad_packed_sequence(
+            self.lstm.rnn(packed)[0],
+            batch_first=True,
+            total_length=features.shape[1],
+        )
+        return states
+
+
+class LSTMHead(nn.Module):
+    """Bidirectional LSTM and a linear layer, for each frame.
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+    hidden_size, num_layers, dropout, packed
+        See `BiLSTM`.
+
+    Example
+    -------
+    >>> head = LSTMHead(8, 5, hidden_size=4)
+    >>> head(torch.rand(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool)).shape
+    torch.Size([2, 3, 5])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        hidden_size: int = 1024,
+        num_layers: int = 2,
+        dropout: float = 0.2,
+        packed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lstm = BiLSTM(
+            d_model,
+            hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            packed=packed,
+        )
+        self.linear = Linear(num_outputs, input_size=2 * hidden_size)
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
+        """Map features (B, T, D), zero on padding, to logits (B, T, C)."""
+        return self.linear(self.lstm(features, padding_mask))
+
+
+class ContextNetHead(nn.Module):
+    """SpeechBrain's ContextNet at the full frame rate, and a linear layer.
+
+    Its batch norms and squeeze-and-excitation average over padding too, as
+    they do in MP3S: batches of similar length matter, and tests run without
+    padding.
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+    num_blocks : int
+        The defaults are those of SpeechBrain (21 blocks, 31 M parameters).
+    channels : sequence of int, optional
+        Of each block; by default 256 for the first ten, then 512.
+    out_channels : int
+    dropout : float
+        At the end of each block.
+
+    Example
+    -------
+    >>> head = ContextNetHead(8, 5, num_blocks=2, channels=[16, 16])
+    >>> head(torch.rand(2, 9, 8), torch.zeros(2, 9, dtype=torch.bool)).shape
+    torch.Size([2, 9, 5])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        num_blocks: int = 21,
+        channels: list[int] | None = None,
+        out_channels: int = 640,
+        dropout: float = 0.15,
+    ) -> None:
+        super().__init__()
+        self.context_net = ContextNet(
+            input_shape=(None, None, d_model),
+            out_channels=out_channels,
+            conv_channels=channels,
+            strides=[1] * num_blocks,
+            num_blocks=num_blocks,
+            dropout=dropout,
+        )
+        self.linear = Linear(num_outputs, input_size=out_channels)
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
+        """Map features (B, T, D), zero on padding, to logits (B, T, C)."""
+        del padding_mask
+        return self.linear(self.context_net(features))
+
+
+class HiddenLayerHead(nn.Module):
+    """One hidden layer for each frame; "linear" in the tables of MP3S.
+
+    Arguments
+    ---------
+    d_model, num_outputs, hidden_size : int
+
+    Example
+    -------
+    >>> head = HiddenLayerHead(8, 5, hidden_size=4)
+    >>> head(torch.rand(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool)).shape
+    torch.Size([2, 3, 5])
+    """
+
+    def __init__(
+        self, d_model: int, num_outputs: int, *, hidden_size: int = 1024
+    ) -> None:
+        super().__init__()
+        self.hidden = VanillaNN(
+            input_shape=(None, None, d_model),
+            activation=nn.Sigmoid,
+            dnn_blocks=1,
+            dnn_neurons=hidden_size,
+        )
+        self.linear = Linear(num_outputs, input_size=hidden_size)
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
+        """Map features (B, T, D) to logits (B, T, C)."""
+        del padding_mask
+        return self.linear(self.hidden(features))
+
+
+class PoolingHead(nn.Module):
+    """Mean of the valid frames and a linear layer without bias.
+
+    SpeechBrain's StatisticsPooling adds noise to the mean, in tests too.
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+
+    Example
+    -------
+    >>> head = PoolingHead(8, 5)
+    >>> head(torch.rand(2, 3, 8), torch.zeros(2, 3) > 0).logits.shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(self, d_model: int, num_outputs: int) -> None:
+        super().__init__()
+        self.linear = Linear(num_outputs, input_size=d_model, bias=False)
+
+    def forward(
+        self, features: Tensor, padding_mask: Tensor
+    ) -> UtteranceOutput:
+        """Map features (B, T, D) to an output for each utterance."""
+        embeddings = masked_mean(features, padding_mask)
+        return UtteranceOutput(embeddings, self.linear(embeddings))
+
+
+class LSTMPoolingHead(nn.Module):
+    """Bidirectional LSTM, a linear layer for each frame, `PoolingHead`.
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+    hidden_size : int, optional
+        Of each direction; d_model by default.
+    num_layers, dropout, packed
+        See `BiLSTM`.
+
+    Example
+    -------
+    >>> head = LSTMPoolingHead(8, 5)
+    >>> head(torch.rand(2, 3, 8), torch.zeros(2, 3) > 0).logits.shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        hidden_size: int | None = None,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        packed: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden_size = hidden_size or d_model
+        self.lstm = BiLSTM(
+            d_model,
+            hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            packed=packed,
+        )
+        self.linear = Linear(d_model, input_size=2 * hidden_size)
+        self.pooling = PoolingHead(d_model, num_outputs)
+
+    def forward(
+        self, features: Tensor, padding_mask: Tensor
+    ) -> UtteranceOutput:
+        """Map features (B, T, D), zero on padding, to one output each."""
+        frames = self.linear(self.lstm(features, padding_mask))
+        return self.pooling(frames, padding_mask)
+
+
+class EcapaHead(nn.Module):
+    """ECAPA-TDNN and a cosine classifier (logits in [-1, 1]).
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+    embedding_size : int
+    channels, kernel_sizes, dilations : list of int
+        Of the five blocks; the last one joins the others.
+    attention_channels : int
+
+    Example
+    -------
+    >>> head = EcapaHead(8, 5, channels=[16, 16, 16, 16, 48]).eval()
+    >>> head(torch.rand(2, 9, 8), torch.zeros(2, 9) > 0).embeddings.shape
+    torch.Size([2, 96])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        embedding_size: int = 96,
+        channels: list[int] | None = None,
+        kernel_sizes: list[int] | None = None,
+        dilations: list[int] | None = None,
+        attention_channels: int = 64,
+    ) -> None:
+        super().__init__()
+        self.ecapa = ECAPA_TDNN(
+            input_size=d_model,
+            lin_neurons=embedding_size,
+            channels=channels or [512, 512, 512, 512, 1536],
+            kernel_sizes=kernel_sizes or [5, 3, 3, 3, 1],
+            dilations=dilations or [1, 2, 3, 4, 1],
+            attention_channels=attention_channels,
+        )
+        self.classifier = CosineClassifier(
+            embedding_size, out_neurons=num_outputs
+        )
+
+    def forward(
+        self, features: Tensor, padding_mask: Tensor
+    ) -> UtteranceOutput:
+        """Map features (B, T, D), zero on padding, to one output each."""
+        lengths = relative_lengths(padding_mask)
+        embeddings = self.ecapa(features, lengths)  # (B, 1, E)
+        logits = self.classifier(embeddings).squeeze(1)
+        return UtteranceOutput(embeddings.squeeze(1), logits)
+
+
+class XvectorHead(nn.Module):
+    """X-vector and its classifier of one hidden layer.
+
+    Arguments
+    ---------
+    d_model, num_outputs : int
+    embedding_size : int
+    channels, kernel_sizes, dilations : list of int
+        Of the convolutions.
+
+    Example
+    -------
+    >>> head = XvectorHead(8, 5, channels=[16, 16, 16, 16, 48]).eval()
+    >>> head(torch.rand(2, 9, 8), torch.zeros(2, 9) > 0).embeddings.shape
+    torch.Size([2, 512])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        embedding_size: int = 512,
+        channels: list[int] | None = None,
+        kernel_sizes: list[int] | None = None,
+        dilations: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.xvector = Xvector(
+            in_channels=d_model,
+            tdnn_channels=channels or [512, 512, 512, 512, 1500],
+            tdnn_kernel_sizes=kernel_sizes or [5, 3, 3, 1, 1],
+            tdnn_dilations=dilations or [1, 2, 3, 1, 1],
+            lin_neurons=embedding_size,
+        )
+        for index, block in enumerate(self.xvector.blocks):
+            if isinstance(block, StatisticsPooling):
+                self.xvector.blocks[index] = MeanAndDeviation()
+        self.classifier = XvectorClassifier(
+            input_shape=(None, None, embedding_size),
+            lin_neurons=embedding_size,
+            out_neurons=num_outputs,
+        )
+
+    def forward(
+        self, features: Tensor, padding_mask: Tensor
+    ) -> UtteranceOutput:
+        """Map features (B, T, D), zero on padding, to one output each.
+
+        The logits are log-probabilities already; a softmax over them changes
+        nothing.
+        """
+        embeddings = self.xvector(features, relative_lengths(padding_mask))
+        logits = self.classifier(embeddings).squeeze(1)
+        return UtteranceOutput(embeddings.squeeze(1), logits)
+
+
+class MeanAndDeviation(nn.Module):
+    """Mean and standard deviation of the valid frames, side by side.
+
+    Stands in for SpeechBrain's StatisticsPooling, which adds noise to the
+    mean even in tests and gives NaN for a single frame.
+
+    Example
+    -------
+    >>> MeanAndDeviation()(torch.tensor([[[1.0], [3.0]]]))
+    tensor([[[2.0000, 1.4142]]])
+    """
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Map x (B, T, D) with relative lengths (B,) to (B, 1, 2 D)."""
+        valid_mask = torch.ones_like(x[:, :, :1], dtype=torch.bool)
+        if lengths is not None:
+            frames = (lengths * x.shape[1]).round().long()
+            padding_mask = padding_mask_from_lengths(frames, x.shape[1])
+            valid_mask = ~padding_mask.unsqueeze(-1)
+        count = valid_mask.sum(dim=1, keepdim=True)
+        mean = (x * valid_mask).sum(dim=1, keepdim=True) / count
+        squares = ((x - mean) * valid_mask).square().sum(dim=1, keepdim=True)
+        variance = squares / (count - 1).clamp(min=1)
+        # The square root has no gradient at zero, where all frames are equal.
+        deviation = variance.clamp(min=STD_EPSILON**2).sqrt() + STD_EPSILON
+        return torch.cat([mean, deviation], dim=-1)
+
+
+def relative_lengths(padding_mask: Tensor) -> Tensor:
+    """Return the valid share of each utterance, as SpeechBrain wants it.
+
+    Example
+    -------
+    >>> relative_lengths(torch.tensor([[False, True], [False, False]]))
+    tensor([0.5000, 1.0000])
+    """
+    return (~padding_mask).float().mean(dim=1)

@@ -1,0 +1,138 @@
+"""Encoders of HuggingFace behind the interface of `Wav2Vec2Encoder`.
+
+For wav2vec 2.0, HuBERT, WavLM and data2vec, so that they can be probed beside
+ours. Needs `transformers` (pip install "summarymixing[huggingface]").
+
+Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width,
+L layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from summarymixing.errors import UserError
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Output
+from summarymixing.nnet.masking import (
+    absolute_lengths,
+    masked_mean,
+    padding_mask_from_lengths,
+    zero_padding,
+)
+
+VARIANCE_EPSILON = 1e-7  # as in HuggingFace's feature extractor
+
+
+class HuggingFaceEncoder(nn.Module):
+    """SpeechBrain's wrapper of a HuggingFace model, padding done right.
+
+    SpeechBrain normalises a whole batch at once, padding included; here each
+    utterance is normalised by its own samples, as in pre-training. Models
+    that were trained without a padding mask (`wav2vec2-base` and others with
+    group normalisation) get zeros behind the end of an utterance and no mask:
+    with them, results depend a little on the batch.
+
+    Arguments
+    ---------
+    source : str
+        Name on the hub, or a folder with config.json, weights and
+        preprocessor_config.json. UserError if it cannot be loaded.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        try:
+            from huggingface_hub.constants import HF_HUB_CACHE
+            from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+        except ImportError as error:
+            raise UserError(
+                f"{source} is no folder of this project, and to load it from "
+                "HuggingFace the package transformers is needed: "
+                'pip install "summarymixing[huggingface]"'
+            ) from error
+        try:
+            # SpeechBrain would make a cache of its own in the working folder.
+            wrapper = Wav2Vec2(source, save_path=HF_HUB_CACHE)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{source} holds no encoder of this project (encoder.json), "
+                f"and HuggingFace cannot load it either: {error}"
+            ) from error
+        self.model = wrapper.model
+        self.normalise = bool(wrapper.normalize_wav)
+        self.uses_mask = bool(wrapper.feature_extractor.return_attention_mask)
+        self.d_model = int(self.model.config.hidden_size)
+        self.num_layers = int(self.model.config.num_hidden_layers)
+
+    def draw_weights(self) -> None:
+        """Replace the weights by random ones."""
+        self.model = type(self.model)(self.model.config)
+
+    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
+        """Encode audio.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+            16 kHz mono. What stands beyond an utterance's end is ignored.
+        wav_lens : Tensor, float, (B,)
+            Relative lengths.
+
+        Returns
+        -------
+        Wav2Vec2Output
+            L+1 hidden states: the input of the first layer, then the output
+            of each layer.
+        """
+        num_samples = absolute_lengths(wav_lens, wavs.shape[1])
+        beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
+        wavs = zero_padding(wavs, beyond_end)
+        if self.normalise:
+            wavs = normalise_utterances(wavs, beyond_end)
+        states = self.model(
+            wavs,
+            attention_mask=(~beyond_end).long() if self.uses_mask else None,
+            output_hidden_states=True,
+        ).hidden_states
+        num_frames = self.model._get_feat_extract_output_lengths(num_samples)
+        padding_mask = padding_mask_from_lengths(
+            num_frames.clamp(min=1), states[0].shape[1]
+        )
+        return Wav2Vec2Output(list(states), padding_mask)
+
+
+def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:
+    """Give each utterance mean 0 and variance 1 over its own samples.
+
+    Arguments
+    ---------
+    wavs : Tensor, (B, S)
+    beyond_end : Tensor, bool, (B, S)
+        True on padding.
+
+    Returns
+    -------
+    Tensor, (B, S)
+        Zero on padding.
+    """
+    wavs = wavs - masked_mean(wavs.unsqueeze(-1), beyond_end)
+    variance = masked_mean(wavs.square().unsqueeze(-1), beyond_end)
+    return zero_padding(
+        wavs * (variance + VARIANCE_EPSILON).rsqrt(), beyond_end
+    )
+
+
+def is_huggingface(source: str) -> bool:
+    """Return whether an `encoder` value is meant for HuggingFace.
+
+    Example
+    -------
+    >>> is_huggingface("facebook/wav2vec2-base"), is_huggingface("a/b/encoder")
+    (True, False)
+    """
+    folder = Path(source)
+    if folder.exists():
+        return (folder / "config.json").is_file()
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))

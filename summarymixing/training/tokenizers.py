@@ -1,0 +1,160 @@
+"""Text to tokens and back, for CTC."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+from speechbrain.dataio.encoder import CTCTextEncoder
+
+from summarymixing.errors import UserError
+from summarymixing.training.processes import on_main_process
+
+UNKNOWN = "\u2047"  # how an unknown token is shown, as in SentencePiece
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back.
+
+    tokens : one text for each output; blank_id : of CTC; unknown_id : stands
+    for what the tokenizer never saw (may be the same).
+    """
+
+    tokens: list[str]
+    blank_id: int
+    unknown_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text; never fails."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens without blanks."""
+
+
+# Called on every process with the training texts and the folder of the run.
+TokenizerFactory = Callable[[Sequence[str], Path], Tokenizer]
+
+
+class CharacterTokenizer:
+    """Characters, in the order in which the training text shows them.
+
+    Token 0 is the blank, 1 stands for unknown characters.
+
+    Arguments
+    ---------
+    texts : iterable of str
+        Training transcripts.
+    folder : Path, optional
+        Where to write `tokens.txt`; every process must make the tokenizer.
+
+    Example
+    -------
+    >>> tokenizer = CharacterTokenizer(["BAD", "CAB"])
+    >>> tokenizer.encode("ABE")
+    [3, 2, 1]
+    >>> tokenizer.decode([2, 3, 4])
+    'BAD'
+    """
+
+    def __init__(
+        self, texts: Iterable[str], folder: Path | None = None
+    ) -> None:
+        self._encoder = CTCTextEncoder()
+        self._encoder.add_blank()
+        self._encoder.add_unk()
+        characters = dict.fromkeys(chain.from_iterable(texts))
+        self._encoder.update_from_iterable(characters, sequence_input=False)
+        self._encoder.ignore_len()  # any set of characters will do
+        self.blank_id = self._encoder.get_blank_index()
+        self.unknown_id = self._encoder.encode_label(
+            self._encoder.unk_label, allow_unk=False
+        )
+        self.tokens = [
+            self._encoder.ind2lab[i] for i in range(len(self._encoder))
+        ]
+        if folder is not None:
+            on_main_process(lambda: self._encoder.save(folder / "tokens.txt"))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token of each character."""
+        return self._encoder.encode_sequence(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return "".join(
+            UNKNOWN if i == self.unknown_id else self.tokens[i] for i in ids
+        )
+
+
+class BpeTokenizer:
+    """Byte-pair encoding by SentencePiece, trained on the transcripts.
+
+    Token 0 is the blank and stands for unknown characters too, as in MP3S:
+    the recogniser can never emit it.
+
+    Arguments
+    ---------
+    texts : iterable of str
+        Training transcripts.
+    folder : Path, optional
+        Where to write `bpe.model`; every process must make the tokenizer.
+    vocab_size : int
+        Tokens, the blank included.
+
+    Example
+    -------
+    >>> tokenizer = BpeTokenizer(["da iawn", "da da"], vocab_size=9)
+    >>> tokenizer.decode(tokenizer.encode("iawn da"))
+    'iawn da'
+    """
+
+    blank_id = unknown_id = 0
+
+    def __init__(
+        self,
+        texts: Iterable[str],
+        folder: Path | None = None,
+        *,
+        vocab_size: int = 100,
+    ) -> None:
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                character_coverage=1.0,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"SentencePiece cannot make {vocab_size} units of the "
+                f"training transcripts ({error}). Give another number with "
+                "--task={tokenizer: {vocab_size: ...}}, or more transcripts."
+            ) from error
+        self._processor = sentencepiece.SentencePieceProcessor(
+            model_proto=model.getvalue()
+        )
+        self.tokens = [
+            self._processor.id_to_piece(i) for i in range(vocab_size)
+        ]
+        if folder is not None:
+            path = folder / "bpe.model"
+            on_main_process(lambda: path.write_bytes(model.getvalue()))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the units of a text."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of units."""
+        return self._processor.decode(list(ids))

@@ -1,0 +1,197 @@
+"""Every file of hparams/mp3s on the miniature of its corpus, as users do it.
+
+Two updates and the whole evaluation, with smaller heads: their true sizes are
+tested in tests/unit/lobes/test_heads.py.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from summarymixing import Wav2Vec2Encoder
+from summarymixing.data import miniature
+from summarymixing.data.prepare import CORPORA
+from summarymixing.pretrained import save_encoder
+from summarymixing.training.folds import probe_folds
+from summarymixing.training.launch import run
+from summarymixing.training.probe import probe
+
+FILES = {
+    path.stem: path
+    for path in (Path(__file__).resolve().parents[2] / "hparams" / "mp3s").glob(
+        "*.yaml"
+    )
+}
+UTTERANCES = {
+    "train-clean-100": 5,
+    "dev-clean": 2,
+    "test-clean": 2,
+    "test-other": 1,
+}
+FSDD = Path(__file__).resolve().parents[3] / "shared" / "data" / "fsdd"
+BUILDERS = {
+    "librispeech": lambda dest: (
+        miniature.build_librispeech(dest, utterances=UTTERANCES) / "LibriSpeech"
+    ),
+    "commonvoice_cy": lambda dest: next(
+        miniature.build_commonvoice(dest, hours=0.01).glob("*/cy")
+    ),
+    "commonvoice_eu": lambda dest: next(
+        miniature.build_commonvoice(dest, language="eu", hours=0.01).glob(
+            "*/eu"
+        )
+    ),
+    "slurp": lambda dest: miniature.build_slurp(dest, hours=0.01),
+    "iemocap": lambda dest: miniature.build_iemocap(dest, hours=0.01),
+    "voxceleb1": lambda dest: miniature.build_voxceleb1(dest, hours=0.01),
+    "fsdd": lambda dest: FSDD,
+}
+PREPARE_OPTIONS = {"iemocap": {"expected_utterances": 0}}
+# Heads that a CPU can afford.
+SMALL_HEADS = {
+    "lstm": "{hidden_size: 8}",
+    "contextnet": "{num_blocks: 2, channels: [16, 16], out_channels: 16}",
+    "linear": None,
+    "ecapa": "{channels: [16, 16, 16, 16, 48]}",
+    "xvector": "{channels: [16, 16, 16, 16, 48]}",
+}
+METRICS = {
+    "classification": ("accuracy", 0, 100),
+    "verification": ("eer", 0, 100),
+    "asr": ("wer", 0, 1000),
+}
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    torch.manual_seed(0)
+    small = Wav2Vec2Encoder(
+        num_layers=1, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20
+    )
+    return save_encoder(small, tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory):
+    """Return a function that builds and prepares a corpus, once."""
+    folder = tmp_path_factory.mktemp("corpora")
+
+    def prepare(corpus):
+        target = folder / corpus / "manifests"
+        if not target.is_dir():
+            if corpus == "fsdd" and not FSDD.is_dir():
+                pytest.skip("the digits are not on this machine")
+            source = BUILDERS[corpus](folder / corpus / "corpus")
+            options = PREPARE_OPTIONS.get(corpus, {})
+            name = corpus.partition("_")[0]
+            CORPORA[name].prepare(source, target, **options)
+        return target
+
+    return prepare
+
+
+def corpus_of(stem):
+    return "librispeech" if stem == "tiny_lstm" else stem.rpartition("_")[0]
+
+
+def command(stem, manifests, encoder, output_folder, *extra):
+    head = SMALL_HEADS[stem.rpartition("_")[2]]
+    words = [
+        str(FILES[stem]),
+        f"--encoder={encoder}",
+        f"--manifests={manifests(corpus_of(stem))}",
+        f"--output_folder={output_folder}",
+        "--max_updates=2",
+        "--num_workers=0",
+        "--noprogressbar",
+        "--device=cpu",
+        *([f"--head={head}"] if head else []),
+        *(["--vocab_size=60"] if "commonvoice" in stem else []),
+        *(["--test_batch_size=50"] if "fsdd" in stem else []),
+        *extra,
+    ]
+    return words
+
+
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def main_of(stem):
+    return probe_folds if "iemocap" in stem else probe
+
+
+@pytest.mark.parametrize("stem", sorted(FILES))
+def test_two_updates_and_the_evaluation(stem, manifests, encoder, tmp_path):
+    run(main_of(stem), command(stem, manifests, encoder, tmp_path))
+    metrics = read_metrics(tmp_path)
+    assert metrics["updates"] == 2
+    name, low, high = METRICS[metrics["task"]]
+    for numbers in metrics["splits"].values():
+        assert low <= numbers[name] <= high
+        assert numbers["utterances"] > 0
+    assert (tmp_path / "layer_weights.png").stat().st_size > 0
+    assert len(metrics["layer_weights"]) == 2
+
+
+def test_every_file_is_of_a_known_corpus():
+    assert {corpus_of(stem) for stem in FILES} == set(BUILDERS)
+
+
+def test_intents_by_one_value(manifests, encoder, tmp_path):
+    words = command("slurp_linear", manifests, encoder, tmp_path)
+    run(probe, [*words, "--label=intent"])
+    lines = (tmp_path / "predictions_test.csv").read_text().splitlines()[1:]
+    assert all("_" in line.split(",")[1] for line in lines)
+
+
+def test_all_folds_with_mean_and_deviation(manifests, encoder, tmp_path):
+    words = command("iemocap_linear", manifests, encoder, tmp_path)
+    run(probe_folds, [*words, "--fold=all", "--max_updates=1"])
+    metrics = read_metrics(tmp_path)
+    folds = [
+        read_metrics(tmp_path / f"fold_{n}")["splits"]["utterances"]
+        for n in range(1, 11)
+    ]
+    joined = metrics["splits"]["utterances"]
+    assert joined["utterances"] == sum(f["utterances"] for f in folds)
+    accuracies = torch.tensor([f["accuracy"] for f in folds]).double()
+    assert joined["accuracy"] == pytest.approx(accuracies.mean().item())
+    assert joined["accuracy_std"] == pytest.approx(accuracies.std().item())
+
+
+def test_mp3s_is_one_value(manifests, encoder, tmp_path):
+    """Last epoch, encoder in train mode; short sentences left out."""
+    counts = []
+    for value in ("False", "True"):
+        folder = tmp_path / value
+        words = command("commonvoice_cy_linear", manifests, encoder, folder)
+        run(probe, [*words, f"--reproduce_mp3s={value}"])
+        counts.append(read_metrics(folder)["splits"]["test"]["utterances"])
+        text = (folder / "hyperparams.yaml").read_text()
+        assert f"reproduce_mp3s: {value.lower()}" in text
+    assert counts[0] >= counts[1]
+
+
+def test_features_without_an_encoder(manifests, tmp_path):
+    run(probe, command("slurp_linear", manifests, "log_mel", tmp_path))
+    metrics = read_metrics(tmp_path)
+    assert metrics["parameters"]["encoder"] == 0
+    assert metrics["layer_weights"] == [1.0]
+
+
+def test_trials_of_another_corpus_end_before_training(
+    manifests, encoder, tmp_path, capsys
+):
+    other = tmp_path / "trials.csv"
+    other.write_text("target,enrol,test\n1,x,y\n0,x,z\n")
+    task = f"--task={{trials: '{other}'}}"
+    words = command("voxceleb1_ecapa", manifests, encoder, tmp_path / "run")
+    with pytest.raises(SystemExit) as end:
+        run(probe, [*words, task])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert "3 of 3 utterances" in message and "Traceback" not in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
