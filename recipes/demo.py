@@ -15,17 +15,14 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from summarymixing.errors import UserError, exit_on_user_error
+from summarymixing.suite.steps import TORCHRUN, Steps, show
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PYTHON = Path(sys.executable)
-TORCHRUN = [str(PYTHON), "-m", "torch.distributed.run", "--standalone"]
 
 UPDATES = 600
 LIBRILIGHT_HOURS = 0.5
@@ -33,27 +30,16 @@ LIBRISPEECH_HOURS = 0.25
 PROBE_EPOCHS = 12
 
 
-class Steps:
-    """Run commands one after the other and remember them for the report."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.done: list[tuple[str, str, float]] = []
-
-    def run(self, title: str, command: list[str]) -> None:
-        """Run a command in the repository, its output on the screen."""
-        shown = shlex.join(command).replace(str(PYTHON), "python")
-        shown = shown.replace("python -m torch.distributed.run", "torchrun")
-        print(f"\n{len(self.done) + 1}. {title}\n   {shown}", flush=True)
-        start = time.monotonic()
-        status = subprocess.run(command, cwd=REPOSITORY, env=environment())
-        if status.returncode:
-            raise UserError(
-                f"the step '{title}' ended with status {status.returncode}; "
-                f"what went wrong stands above. The same command goes on "
-                f"from here."
-            )
-        self.done.append((title, shown, time.monotonic() - start))
+def run_step(steps: Steps, title: str, command: list[str]) -> None:
+    """Run a command, its output on the screen; UserError if it fails."""
+    shown = shlex.join(show(command))
+    print(f"\n{len(steps.done) + 1}. {title}\n   {shown}", flush=True)
+    step = steps.run(title, command)
+    if step.status:
+        raise UserError(
+            f"the step '{title}' ended with status {step.status}; what went "
+            f"wrong stands above. The same command goes on from here."
+        )
 
 
 def environment() -> dict[str, str]:
@@ -80,36 +66,40 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    steps = Steps(folder / "demo.log")
-    prepare(steps, folder, arguments)
-    pretrain(steps, folder, arguments.updates)
-    for name, extra in (
-        ("pretrained", []),
-        ("random", ["--random_encoder=True"]),
-    ):
-        probe(steps, folder, name, arguments.probe_epochs, extra)
+    with Steps(REPOSITORY, environment()) as steps:
+        prepare(steps, folder, arguments)
+        pretrain(steps, folder, arguments.updates)
+        for name, extra in (
+            ("pretrained", []),
+            ("random", ["--random_encoder=True"]),
+        ):
+            probe(steps, folder, name, arguments.probe_epochs, extra)
     page = write_report(folder, steps, arguments)
     print(f"\nDone. Open the report: {page}")
 
 
 def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
     """Build the corpora and turn them into manifests."""
-    build = [str(PYTHON), "recipes/miniature.py"]
-    make = [str(PYTHON), "recipes/prepare.py"]
+    build = [sys.executable, "recipes/miniature.py"]
+    make = [sys.executable, "recipes/prepare.py"]
     corpora, manifests = folder / "corpora", folder / "manifests"
     librilight, librispeech = corpora / "librilight", corpora / "librispeech"
     target = str(manifests / "pretraining")
     if arguments.audio:
         source = str(arguments.audio.resolve())
-        steps.run("Prepare your recordings", [*make, "folder", source, target])
+        run_step(
+            steps, "Prepare your recordings", [*make, "folder", source, target]
+        )
     else:
         hours = f"--hours={arguments.librilight_hours}"
-        steps.run(
+        run_step(
+            steps,
             "Build a miniature Libri-Light",
             [*build, "librilight", str(librilight), hours],
         )
         # The paper keeps clips of up to 60 s; a batch here has 30 s.
-        steps.run(
+        run_step(
+            steps,
             "Prepare it: clips by voice activity, no audio rewritten",
             [
                 *make,
@@ -120,11 +110,13 @@ def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
             ],
         )
     hours = f"--hours={arguments.librispeech_hours}"
-    steps.run(
+    run_step(
+        steps,
         "Build a miniature LibriSpeech",
         [*build, "librispeech", str(librispeech), hours],
     )
-    steps.run(
+    run_step(
+        steps,
         "Prepare it",
         [
             *make,
@@ -137,7 +129,8 @@ def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
 
 def pretrain(steps: Steps, folder: Path, updates: int) -> None:
     """Pre-train on two processes."""
-    steps.run(
+    run_step(
+        steps,
         "Pre-train wav2vec 2.0 with a SummaryMixing Conformer, two processes",
         [
             *TORCHRUN,
@@ -157,10 +150,11 @@ def probe(
     steps: Steps, folder: Path, name: str, epochs: int, extra: list[str]
 ) -> None:
     """Train a small recogniser on a frozen encoder."""
-    steps.run(
+    run_step(
+        steps,
         f"Probe the {name} encoder: speech recognition on frozen features",
         [
-            str(PYTHON),
+            sys.executable,
             "recipes/mp3s/asr.py",
             "hparams/mp3s/tiny_lstm.yaml",
             f"--encoder={folder / 'pretraining' / 'encoder'}",
@@ -235,9 +229,9 @@ def write_report(
     report.heading("What was run")
     report.table(
         ["step", "seconds"],
-        [[title, round(seconds, 1)] for title, _, seconds in steps.done],
+        [[step.title, round(step.seconds, 1)] for step in steps.done],
     )
-    report.commands([command for _, command, _ in steps.done])
+    report.commands([shlex.join(step.command) for step in steps.done])
     report.heading("How to go on")
     report.paragraph(
         "The same code with another file starts the paper's model of 155 "

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a;
@@ -23,7 +27,10 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd;
          text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
+thead th { border-bottom: 2px solid #555; white-space: pre-line; }
+div.wide { overflow-x: auto; font-size: .8rem; }
+div.wide th, div.wide td { padding: .3rem .5rem; }
+div.wide td { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
 pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
@@ -32,7 +39,30 @@ pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
 
 Cell = str | float | int
 
-DARK = 0.6  # weight above which text on the cell is white
+# Equal figures make equal files: names inside come from their content.
+HASH_SALT = "summarymixing"
+
+MANY_COLUMNS = 7  # a table with more is set smaller, and may be scrolled
+
+DARK = 0.6  # share of the scale above which text on the cell is white
+LAYER_COLOURS = "Blues"
+NO_WEIGHT = "0.9"  # grey of a column that is not there
+
+# Of a page with two columns of text, in inches: 80 mm and 170 mm.
+COLUMN_WIDTH = 3.15
+PAGE_WIDTH = 6.7
+PANELS_IN_COLUMN = 2
+PANELS_ON_PAGE = 4
+TASKS_IN_PANEL = 8  # names of more would touch in half a column
+FONT_SIZE = 7.0  # points, as set in a paper
+LAYER_HEIGHT = 0.12  # inches
+SPACE_FOR_NAMES = 0.95  # inches above and below the layers
+
+
+class Strong(str):
+    """A cell of a table that stands out."""
+
+    __slots__ = ()
 
 
 class Report:
@@ -65,29 +95,38 @@ class Report:
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[Cell]]
     ) -> None:
-        """Add a table; numbers are shown with four digits."""
+        """Add a table; numbers are shown with four digits.
+
+        A header may have several lines; a cell that is `Strong` is bold.
+        """
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join(
             "<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>"
             for row in rows
         )
+        kind = ' class="wide"' if len(header) > MANY_COLUMNS else ""
         self._parts.append(
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-            f"</table>"
+            f"<div{kind}><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
         )
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Add a matplotlib figure as SVG."""
         buffer = io.StringIO()
-        # Text as paths needs no fonts; no date makes equal pages equal.
-        figure.savefig(
-            buffer, format="svg", bbox_inches="tight", metadata={"Date": None}
-        )
+        # Text as paths needs no fonts.
+        with rc_context({"svg.hashsalt": HASH_SALT}):
+            figure.savefig(
+                buffer,
+                format="svg",
+                bbox_inches="tight",
+                metadata={"Date": None},
+            )
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :]
+        # Twice its size at most: one for a paper has small print.
         self._parts.append(
-            f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption>"
-            f"</figure>"
+            f'<figure style="max-width:{2 * figure.get_figwidth():.1f}in">'
+            f"{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 
     def commands(self, commands: Sequence[str]) -> None:
@@ -114,13 +153,15 @@ class Report:
 def _cell(value: Cell) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
-    return html.escape(str(value))
+    text = html.escape(str(value))
+    return f"<b>{text}</b>" if isinstance(value, Strong) else text
 
 
 def draw_curves(
     logs: Mapping[str, Sequence[Mapping[str, Any]]],
     panels: Mapping[str, str],
     stage: str = "valid",
+    groups: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw numbers of one or more runs over updates, one panel a number.
 
@@ -132,11 +173,19 @@ def draw_curves(
         Key in the log -> title of its panel.
     stage : str
         "train" or "valid".
+    groups : mapping, optional
+        Name of a run -> what the legend calls it; runs that are called the
+        same have one colour.
 
     Returns
     -------
     Figure
     """
+    names = {name: (groups or {}).get(name, name) for name in logs}
+    colours = {
+        name: f"C{i % 10}"
+        for i, name in enumerate(dict.fromkeys(names.values()))
+    }
     figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
@@ -147,17 +196,24 @@ def draw_curves(
                 if entry["stage"] == stage and key in entry
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), label=name)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=colours[names[name]],
+                    linewidth=1.2,
+                    label=names[name],
+                )
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if len(logs) > 1:
-        axes[0].legend(frameon=False)
+    if len(colours) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        of_label = dict(zip(labels, handles, strict=True))
+        axes[0].legend(of_label.values(), of_label, frameon=False)
     return figure
 
 
 def draw_layer_columns(columns: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw layer weights as figure 2 of the paper: darker is larger.
+    """Draw layer weights with their numbers: darker is larger.
 
     Arguments
     ---------
@@ -175,15 +231,13 @@ def draw_layer_columns(columns: Mapping[str, Sequence[float]]) -> Figure:
     >>> len(figure.axes[0].texts)
     3
     """
-    table = np.array(list(columns.values())).T  # (L + 1, columns)
-    layers, width = table.shape
+    layers = max(map(len, columns.values()))
     figure = Figure(
-        figsize=(1.2 * width + 1.5, 0.32 * layers + 1.0), layout="constrained"
+        figsize=(1.2 * len(columns) + 1.5, 0.32 * layers + 1.0),
+        layout="constrained",
     )
     axes = figure.subplots()
-    axes.imshow(
-        table, cmap="Blues", origin="lower", aspect="auto", vmin=0, vmax=1
-    )
+    table = _draw_layers(axes, columns, list(columns), largest=1.0)
     for (layer, column), weight in np.ndenumerate(table):
         colour = "white" if weight > DARK else "black"
         axes.text(
@@ -195,7 +249,124 @@ def draw_layer_columns(columns: Mapping[str, Sequence[float]]) -> Figure:
             color=colour,
             fontsize=9,
         )
-    axes.set_xticks(range(width), list(columns))
     axes.set_yticks(range(layers))
-    axes.set_ylabel("layer")
     return figure
+
+
+def draw_layer_panels(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    tasks: Sequence[str] = (),
+) -> Figure:
+    """Draw figure 2 of the paper: layer weights by task, a panel an encoder.
+
+    It is as wide as a column of a paper, or as its page where there are more
+    than two panels, with text to be set at its own size. All panels have the
+    same columns and the same scale; a column that an encoder lacks is grey.
+
+    Arguments
+    ---------
+    panels : mapping
+        Name of an encoder -> name of a task -> L + 1 weights that sum to
+        one. Encoders may have unequal numbers of layers.
+    tasks : sequence of str
+        The columns in their order; by default those of the panels.
+
+    Returns
+    -------
+    Figure
+
+    Example
+    -------
+    >>> figure = draw_layer_panels({"mine": {"ASR": [0.1, 0.2, 0.7]}})
+    >>> figure.axes[0].get_title()
+    'mine'
+    """
+    tasks = tasks or list(dict.fromkeys(t for p in panels.values() for t in p))
+    largest = max(max(w) for panel in panels.values() for w in panel.values())
+    with rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5}):
+        figure, grid = _lay_out(panels, len(tasks))
+        for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
+            _draw_layers(axes, panel, tasks, largest)
+            axes.set_title(name, fontsize=FONT_SIZE + 1)
+            axes.tick_params(axis="x", rotation=90, length=0)
+            axes.tick_params(axis="y", length=2, width=0.5)
+            if axes not in grid[:, 0]:
+                axes.set_ylabel("")
+        bar = figure.colorbar(
+            grid[0, 0].images[0], ax=grid, aspect=30 * len(grid), pad=0.02
+        )
+        bar.set_label("weight")
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=2, width=0.5)
+    return figure
+
+
+def _lay_out(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], num_tasks: int
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Return a figure for so many panels, and their axes, (rows, columns)."""
+    heights = {len(w) for panel in panels.values() for w in panel.values()}
+    is_narrow = num_tasks <= TASKS_IN_PANEL
+    fits = is_narrow and len(panels) <= PANELS_IN_COLUMN
+    most = PANELS_ON_PAGE if is_narrow else PANELS_IN_COLUMN
+    columns = min(len(panels), most)
+    rows = -(-len(panels) // columns)
+    figure = Figure(
+        figsize=(
+            COLUMN_WIDTH if fits else PAGE_WIDTH,
+            rows * (LAYER_HEIGHT * max(heights) + SPACE_FOR_NAMES),
+        ),
+        layout="constrained",
+    )
+    # Panels of one height need to number the layers once.
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharey=len(heights) == 1
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    return figure, grid
+
+
+def _draw_layers(
+    axes: Axes,
+    columns: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    largest: float,
+) -> NDArray[np.float64]:
+    """Draw weights as colours; return them, (L + 1, names)."""
+    layers = max(map(len, columns.values()))
+    absent = [np.nan] * layers
+    table = np.array([columns.get(name, absent) for name in names]).T
+    colours = colormaps[LAYER_COLOURS].with_extremes(bad=NO_WEIGHT)
+    axes.imshow(
+        table, cmap=colours, origin="lower", aspect="auto", vmin=0, vmax=largest
+    )
+    # Lines between columns: each is a distribution of its own.
+    axes.vlines(
+        np.arange(1, len(names)) - 0.5, -0.5, layers - 0.5, "white", lw=1
+    )
+    axes.set_xticks(range(len(names)), names)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5]))
+    axes.set_ylabel("layer")
+    return table
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure for print (PNG, 300 dpi) and for editing (SVG).
+
+    Arguments
+    ---------
+    figure : Figure
+    path : Path
+        Without a suffix.
+
+    Returns
+    -------
+    list of Path
+    """
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    # Text stays text: it can be searched, and set in the font of a paper.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": HASH_SALT}):
+        figure.savefig(paths[0], dpi=300)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths

@@ -2,7 +2,20 @@
 
 import re
 
-from summarymixing.report import Report, draw_curves, draw_layer_columns
+import matplotlib.image
+import numpy as np
+import pytest
+
+from summarymixing.report import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    Report,
+    Strong,
+    draw_curves,
+    draw_layer_columns,
+    draw_layer_panels,
+    save_figure,
+)
 
 
 def make_report() -> Report:
@@ -44,3 +57,90 @@ def test_curves_show_one_stage():
     figure = draw_curves({"run": log}, {"loss": "loss"})
     (line,) = figure.axes[0].lines
     assert line.get_ydata().tolist() == [4.0, 3.0]
+
+
+def test_runs_of_a_group_share_a_colour_and_a_name():
+    log = [{"stage": "valid", "update": 1, "loss": 4.0}]
+    figure = draw_curves(
+        {"a 1": log, "a 2": log, "b 1": log},
+        {"loss": "loss"},
+        groups={"a 1": "a", "a 2": "a", "b 1": "b"},
+    )
+    (axes,) = figure.axes
+    first, second, other = (line.get_color() for line in axes.lines)
+    assert first == second != other
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["a", "b"]
+
+
+def test_a_wide_table_may_be_scrolled_and_cells_may_stand_out():
+    report = Report("A run")
+    report.table(["a\nb"] * 9, [[Strong("<1>")] * 9])
+    page = report.html()
+    assert '<div class="wide"><table>' in page
+    assert "<td><b>&lt;1&gt;</b></td>" in page
+    assert "<th>a\nb</th>" in page and "pre-line" in page
+
+
+def panel(layers, *tasks):
+    return {task: np.full(layers, 1 / layers) for task in tasks}
+
+
+def test_panels_share_columns_and_scale():
+    figure = draw_layer_panels(
+        {
+            "base": {"ASR": [0.2, 0.8], "ER": [0.5, 0.5]},
+            "mhsa": {"ASV": [0.9, 0.1]},
+        },
+        tasks=["ASR", "ASV", "ER"],
+    )
+    base, mhsa, bar = figure.axes
+    for axes in (base, mhsa):
+        (image,) = axes.images
+        assert image.get_clim() == (0, 0.9)
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names == ["ASR", "ASV", "ER"]
+        assert axes.images[0].origin == "lower"
+    np.testing.assert_equal(
+        base.images[0].get_array().filled(-1), [[0.2, -1, 0.5], [0.8, -1, 0.5]]
+    )
+    assert bar.get_ylabel() == "weight"
+
+
+@pytest.mark.parametrize(
+    ("layers", "tasks", "width", "rows"),
+    [
+        ([13], "abcdefg", COLUMN_WIDTH, 1),
+        ([13, 13], "abcdefg", COLUMN_WIDTH, 1),
+        ([13, 25, 13], "abcdefg", PAGE_WIDTH, 1),
+        ([13] * 5, "abcdefg", PAGE_WIDTH, 2),
+        ([13, 13], "abcdefghijkl", PAGE_WIDTH, 1),
+    ],
+)
+def test_figures_have_the_width_of_a_column_or_a_page(
+    layers, tasks, width, rows
+):
+    panels = {
+        str(number): panel(count, *tasks) for number, count in enumerate(layers)
+    }
+    figure = draw_layer_panels(panels)
+    assert figure.get_figwidth() == width
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == len(layers)
+    assert shown[0].get_gridspec().nrows == rows
+    for axes, count in zip(shown, layers, strict=True):
+        assert axes.get_ylim() == (-0.5, count - 0.5)
+
+
+def test_figures_are_saved_for_print_and_for_editing(tmp_path):
+    figure = draw_layer_panels({"mine": panel(3, "ASR")})
+    png, svg = save_figure(figure, tmp_path / "v1.2_weights")
+    assert png.name == "v1.2_weights.png"
+    before = svg.read_text()
+    save_figure(
+        draw_layer_panels({"mine": panel(3, "ASR")}), png.with_suffix("")
+    )
+    assert svg.read_text() == before
+    pixels = matplotlib.image.imread(png)
+    assert pixels.shape[1] == round(300 * COLUMN_WIDTH)
+    assert ">ASR</text>" in svg.read_text()

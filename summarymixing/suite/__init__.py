@@ -1,0 +1,1 @@
+"""Every MP3S task for every encoder: what to run, running it, the tables."""

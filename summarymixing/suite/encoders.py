@@ -1,0 +1,161 @@
+"""The encoders of a comparison: a name for each, and what is in its files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from summarymixing.errors import UserError
+
+NAME = re.compile(r"\w[\w.+-]*")
+# Folders that stand beside those of the encoders.
+RESERVED = ("manifests", "preparation")
+CONFIGS = ("encoder.json", "config.json")  # ours, Hugging Face's
+CONTENT = (".json", ".safetensors", ".bin", ".pt", ".ckpt")
+LOG_MEL = "log_mel"  # as recipes take it: features without a model
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that is probed.
+
+    Arguments
+    ---------
+    name : str
+        In tables, and of its folder.
+    source : str
+        What recipes get as --encoder: an absolute folder, a name on the
+        Hugging Face hub or log_mel.
+    random : bool
+        Take its architecture with random weights.
+    digest : str
+        Of the content of its files. A pre-training run renews its encoder at
+        every checkpoint: what was measured with an earlier one is not a
+        result of this one.
+    """
+
+    name: str
+    source: str
+    random: bool = False
+    digest: str = ""
+
+
+def read_encoders(words: Sequence[str], *, random: bool) -> list[Encoder]:
+    """Read the values of --encoder.
+
+    Arguments
+    ---------
+    words : sequence of str
+        "[NAME=]FOLDER", "[NAME=]HUB/NAME" or "[NAME=]log_mel".
+    random : bool
+        Add the first one again with random weights.
+
+    Returns
+    -------
+    list of Encoder
+        With distinct names. UserError for a folder without an encoder.
+    """
+    if not words:
+        raise UserError("which encoder? --encoder=[NAME=]FOLDER")
+    names: list[str | None] = []
+    sources = []
+    for word in words:
+        name, source = _split(word)
+        names.append(name)
+        sources.append(_find(source))
+    derived = _name(sources)
+    encoders = [
+        Encoder(name or derived[source], source, digest=_digest(source))
+        for name, source in zip(names, sources, strict=True)
+    ]
+    if random:
+        first = encoders[0]
+        encoders.append(
+            replace(first, name=f"{first.name}_random", random=True)
+        )
+    _check_names(encoders)
+    return encoders
+
+
+def _split(word: str) -> tuple[str | None, str]:
+    """Split "NAME=SOURCE"; a folder may hold "=" in its own name."""
+    name, equals, source = word.partition("=")
+    if not equals or "/" in name or Path(word).exists():
+        return None, word
+    return name, source
+
+
+def _find(source: str) -> str:
+    """Return an absolute folder, or what is not a folder as it is."""
+    folder = Path(source).expanduser()
+    if source == LOG_MEL:
+        return source
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in CONFIGS):
+            inside = folder / "encoder"
+            raise UserError(
+                f"--encoder={source} holds no encoder"
+                + (f"; did you mean {inside}?" if inside.is_dir() else "")
+            )
+        return str(folder.resolve())
+    owner, slash, name = source.partition("/")
+    is_hub_name = slash and NAME.fullmatch(owner) and NAME.fullmatch(name)
+    # Where there is a folder of that name, it is a path with a mistake.
+    if not is_hub_name or Path(owner).exists():
+        raise UserError(
+            f"--encoder={source}: there is no such folder; give OUTPUT/encoder "
+            "of a pre-training run"
+        )
+    return source
+
+
+def _name(sources: Sequence[str]) -> dict[str, str]:
+    """Name sources by their last folder, and by more where that is shared."""
+    parts = {}
+    for source in sources:
+        folders = re.sub(r"[^\w.+/-]+", "_", source).strip("/").split("/")
+        if len(folders) > 1 and folders[-1] == "encoder":
+            folders.pop()
+        parts[source] = folders
+    names = {source: folders[-1] for source, folders in parts.items()}
+    for depth in range(2, max(map(len, parts.values())) + 1):
+        counts = Counter(names.values())
+        for source, name in names.items():
+            if counts[name] > 1:
+                names[source] = "_".join(parts[source][-depth:])
+    return names
+
+
+def _check_names(encoders: Sequence[Encoder]) -> None:
+    for name, count in Counter(e.name for e in encoders).items():
+        if count > 1:
+            raise UserError(
+                f"{count} encoders are called '{name}'; give each its own: "
+                "--encoder=NAME=FOLDER"
+            )
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise UserError(
+                f"'{name}' is no name for an encoder: letters, digits and "
+                f"'_.+-', but not {' or '.join(RESERVED)}"
+            )
+
+
+def _digest(source: str) -> str:
+    """Return a fingerprint of the files; of a hub's name, the name."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    summary = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in CONTENT or path.name.startswith("."):
+            continue
+        summary.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                summary.update(chunk)
+    return summary.hexdigest()

@@ -1,0 +1,146 @@
+"""Run a plan: one line a run, and on after one that failed."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from summarymixing.suite.jobs import Job, read_tail
+from summarymixing.suite.plan import Plan
+from summarymixing.suite.steps import (
+    INTERRUPTED_STATUS,
+    STOPPED_STATUS,
+    Interrupted,
+    Steps,
+    show,
+)
+
+# How a run ended, in its record.
+RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+
+
+def run_plan(plan: Plan, steps: Steps) -> list[Job]:
+    """Prepare what is missing and run what is not done.
+
+    Arguments
+    ---------
+    plan : Plan
+    steps : Steps
+        In use as a context, so that signals reach what runs.
+
+    Returns
+    -------
+    list of Job
+        What failed. `Interrupted` if a signal came, or if a run was asked
+        to stop by someone else.
+    """
+    to_do = plan.to_do
+    if len(to_do) < len(plan.runs):
+        print(f"{len(plan.runs) - len(to_do)} runs are done already.")
+    failed: list[Job] = []
+    unprepared: dict[str, Job] = {}
+    for job in plan.preparations:
+        print(f"{job.title}: ", end="", flush=True)
+        if not _run(job, steps):
+            failed.append(job)
+            unprepared[job.corpus] = job
+    progress = _Progress(len(to_do))
+    for run in to_do:
+        print(f"{progress.next()} {run.title}: ", end="", flush=True)
+        if run.corpus in unprepared:
+            log = str(unprepared[run.corpus].log)
+            run.write_record(state=FAILED, log=log)
+            print(f"not run, {run.corpus} could not be prepared")
+            failed.append(run)
+            progress.skip()
+            continue
+        if not _run(run, steps, progress):
+            failed.append(run)
+    return failed
+
+
+class _Progress:
+    """Counts runs, and guesses the rest from those so far."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.number = 0
+        self.skipped = 0
+        self.start = time.monotonic()
+
+    def next(self) -> str:
+        self.number += 1
+        return f"[{self.number}/{self.total}]"
+
+    def skip(self) -> None:
+        self.skipped += 1
+
+    def __str__(self) -> str:
+        elapsed = time.monotonic() - self.start
+        mean = elapsed / max(self.number - self.skipped, 1)
+        left = mean * (self.total - self.number)
+        return f"{duration(elapsed)} so far, about {duration(left)} left"
+
+
+def _run(job: Job, steps: Steps, progress: _Progress | None = None) -> bool:
+    """Run one job, say how it ended and return whether it went well."""
+    with _record(job) as record:
+        step = steps.run(job.title, job.command, job.log)
+        record["status"] = step.status
+        wrong = f"status {step.status}" if step.status else job.lacks()
+        record["state"] = FAILED if wrong else DONE
+        if step.status in (STOPPED_STATUS, INTERRUPTED_STATUS):
+            # By someone else than us, for example by a scheduler.
+            raise Interrupted(step.status)
+    rest = f"; {progress}" if progress else ""
+    if wrong is None:
+        print(f"done in {duration(step.seconds)}{rest}", flush=True)
+        return True
+    print(f"FAILED after {duration(step.seconds)}, {wrong}{rest}")
+    print(f"  the end of {job.log}:")
+    print(
+        "\n".join(f"  | {line}" for line in read_tail(job.log).splitlines()),
+        flush=True,
+    )
+    return False
+
+
+@contextmanager
+def _record(job: Job) -> Iterator[dict[str, object]]:
+    """Write the record before a job, and again when it has ended."""
+    outcome: dict[str, object] = {
+        "state": RUNNING,
+        "started": datetime.datetime.now().isoformat(timespec="seconds"),
+    }
+    job.write_record(**outcome)
+    with job.log.open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(show(job.command))}\n")
+    start = time.monotonic()
+    try:
+        yield outcome
+    except Interrupted:
+        outcome["state"] = STOPPED
+        print("stopped", flush=True)
+        raise
+    finally:
+        outcome["seconds"] = round(time.monotonic() - start, 1)
+        job.write_record(**outcome)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people.
+
+    Example
+    -------
+    >>> duration(7.4), duration(190), duration(30 * 3600)
+    ('7 s', '3 min 10 s', '30 h 0 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

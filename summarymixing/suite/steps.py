@@ -1,0 +1,191 @@
+"""Commands that are run one after the other, and are stopped cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+STOPPED_STATUS = 75  # as recipes end when they are asked to stop
+INTERRUPTED_STATUS = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+
+
+def show(command: Sequence[str]) -> list[str]:
+    """Return a command as users type it, with .venv on their path.
+
+    Example
+    -------
+    >>> show([*TORCHRUN, "--nproc_per_node=2", "a.py"])
+    ['torchrun', '--standalone', '--nproc_per_node=2', 'a.py']
+    >>> show([sys.executable, "a.py"])
+    ['python', 'a.py']
+    """
+    words = list(command)
+    if words[:3] == list(TORCHRUN[:3]):
+        return ["torchrun", *words[3:]]
+    return ["python", *words[1:]] if words[0] == sys.executable else words
+
+
+class Interrupted(SystemExit):
+    """A signal ended the steps.
+
+    Arguments
+    ---------
+    status : int
+        What this process should end with.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that has ended.
+
+    Arguments
+    ---------
+    title : str
+    command : list of str
+        As users type it.
+    seconds : float
+    status : int
+        0 where it went well; below, the signal that killed it.
+    """
+
+    title: str
+    command: list[str]
+    seconds: float
+    status: int
+
+
+class Steps:
+    """Run commands in the repository and remember them for a report.
+
+    As a context, it passes signals on to the command that runs: the first
+    one asks it to stop, and is waited for; the next kills it. A command has a
+    session of its own, so that Ctrl-C reaches it once.
+
+    Arguments
+    ---------
+    repository : Path
+        Folder that commands are run in.
+    environment : mapping, optional
+        Of the commands; this process' own by default.
+
+    Example
+    -------
+    >>> with Steps(Path()) as steps:
+    ...     step = steps.run("wait", [sys.executable, "-c", "exit(3)"])
+    >>> step.status, len(steps.done)
+    (3, 1)
+    """
+
+    def __init__(
+        self, repository: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.repository = repository
+        self.environment = environment
+        self.done: list[Step] = []
+        self.received: signal.Signals | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_told = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Steps:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler != signal.SIG_IGN:  # nohup, or a shell's `&`
+                self._before[number] = handler
+                signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(
+        self, title: str, command: Sequence[str], log: Path | None = None
+    ) -> Step:
+        """Run a command to its end; `Interrupted` if a signal came.
+
+        Arguments
+        ---------
+        title : str
+        command : sequence of str
+        log : Path, optional
+            Where its output is added; without, it goes to the screen.
+
+        Returns
+        -------
+        Step
+        """
+        self.check()
+        start = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(log.open("ab")) if log else None
+            self._is_told = False
+            self._child = subprocess.Popen(
+                command,
+                cwd=self.repository,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            if self.received is not None:  # while it started
+                self._tell_child()
+            status = self._child.wait()
+            self._child = None
+        step = Step(title, show(command), time.monotonic() - start, status)
+        self.done.append(step)
+        self.check()
+        return step
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self.received is not None:
+            raise Interrupted(
+                INTERRUPTED_STATUS
+                if self.received == signal.SIGINT
+                else STOPPED_STATUS
+            )
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        again = self.received is not None
+        self.received = self.received or signal.Signals(number)
+        if self._child is None:
+            return
+        if again and self._is_told:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+        else:
+            self._tell_child()
+
+    def _tell_child(self) -> None:
+        """Pass the signal on, once; all but Ctrl-C ask to save and stop."""
+        if not self._is_told and self._child is not None:
+            self._is_told = True
+            self._child.send_signal(
+                signal.SIGINT
+                if self.received == signal.SIGINT
+                else signal.SIGTERM
+            )

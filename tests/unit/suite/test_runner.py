@@ -1,0 +1,179 @@
+"""Running a plan with recipes that write, fail and hang."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from summarymixing.suite.encoders import Encoder
+from summarymixing.suite.jobs import Job, Run, read_metrics, read_record
+from summarymixing.suite.plan import Plan
+from summarymixing.suite.runner import run_plan
+from summarymixing.suite.steps import Interrupted, Steps
+from summarymixing.suite.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[3]
+# A recipe: what it is called with says what it does.
+RECIPE = """
+import json, signal, sys, time
+from pathlib import Path
+
+what, folder = sys.argv[1], Path(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "calls", "a") as file:
+    file.write(what + "\\n")
+if what == "hang":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    (folder / "ready").touch()
+    time.sleep(60)
+if what == "stop":
+    sys.exit(75)
+if what == "fail":
+    print("on the way")
+    sys.exit("error: no good")
+if what != "forget":
+    (folder / "metrics.json").write_text(json.dumps({"splits": {}}))
+"""
+
+
+@pytest.fixture
+def make_plan(tmp_path):
+    """Make a plan of one run for each word; "corpus:word" prepares too."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+
+    def make(*words, prepare=()):
+        return Plan(
+            tuple(make_job(tmp_path, corpus, word) for corpus, word in prepare),
+            tuple(make_run(tmp_path, n, word) for n, word in enumerate(words)),
+        )
+
+    return make
+
+
+def command(folder, word, target):
+    return (sys.executable, str(folder / "recipe.py"), word, str(target))
+
+
+def make_job(folder, corpus, word):
+    target = folder / "preparation" / corpus
+    return Job(target, command(folder, word, target), corpus)
+
+
+def make_run(folder, number, word):
+    task = list(TASKS.values())[number]
+    target = folder / "out" / task.name
+    words = command(folder, word, target)
+    return Run(target, words, task.corpus, Encoder("mine", "x/y"), task, 1986)
+
+
+def execute(plan, tmp_path):
+    with Steps(tmp_path) as steps:
+        return run_plan(plan, steps)
+
+
+def test_one_that_fails_does_not_stop_the_others(make_plan, tmp_path, capsys):
+    plan = make_plan("fail", "forget", "write")
+    failed = execute(plan, tmp_path)
+    assert failed == list(plan.runs[:2])
+    assert read_metrics(plan.runs[2].folder) == {"splits": {}}
+    states = [read_record(run.folder)["state"] for run in plan.runs]
+    assert states == ["failed", "failed", "done"]
+    shown = capsys.readouterr().out
+    assert "[1/3] mine, librispeech_lstm, seed 1986: FAILED after" in shown
+    assert ", status 1; " in shown and "left\n" in shown
+    assert "  | on the way\n" in shown and "  | error: no good\n" in shown
+    assert "it wrote no metrics.json" in shown
+    assert "[3/3] mine, commonvoice_cy_lstm, seed 1986: done in" in shown
+    log = plan.runs[0].log.read_text()
+    assert log.startswith("$ python ") and "error: no good" in log
+
+
+def test_the_same_plan_again_runs_what_is_not_done(make_plan, tmp_path, capsys):
+    execute(make_plan("write", "fail"), tmp_path)
+    plan = make_plan("write", "write")
+    assert execute(plan, tmp_path) == []
+    assert "1 runs are done already" in capsys.readouterr().out
+    calls = [(run.folder / "calls").read_text().split() for run in plan.runs]
+    assert calls == [["write"], ["fail", "write"]]
+
+
+def test_what_cannot_be_prepared_is_not_run(make_plan, tmp_path, capsys):
+    # Runs 0 and 1 are LibriSpeech, run 2 is Welsh.
+    plan = make_plan(
+        "write",
+        "write",
+        "write",
+        prepare=[("librispeech", "fail"), ("commonvoice_cy", "write")],
+    )
+    failed = execute(plan, tmp_path)
+    assert failed == [plan.preparations[0], *plan.runs[:2]]
+    assert not (plan.runs[0].folder / "calls").exists()
+    assert plan.runs[2].is_done()
+    record = read_record(plan.runs[0].folder)
+    assert record["state"] == "failed"
+    assert "error: no good" in Path(record["log"]).read_text()
+    assert "librispeech could not be prepared" in capsys.readouterr().out
+
+
+def test_a_run_that_someone_stops_stops_the_plan(make_plan, tmp_path):
+    plan = make_plan("stop", "write")
+    with pytest.raises(Interrupted) as stop:
+        execute(plan, tmp_path)
+    assert stop.value.code == 75
+    assert read_record(plan.runs[0].folder)["state"] == "stopped"
+    assert not plan.runs[1].folder.exists()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_runner import execute, make_run
+from summarymixing.suite.plan import Plan
+
+folder = Path({folder!r})
+runs = tuple(make_run(folder, n, w) for n, w in enumerate(["hang", "write"]))
+execute(Plan((), runs), folder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_stops_the_run_and_is_waited_for(
+    make_plan, tmp_path, number, status
+):
+    plan = make_plan("hang", "write")
+    driver = DRIVER.format(
+        here=str(Path(__file__).parent), folder=str(tmp_path)
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(plan.runs[0].folder / "ready", process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == status
+    assert output.endswith("stopped\n")
+    assert (
+        json.loads((plan.runs[0].folder / "run_all.json").read_text())["state"]
+        == "stopped"
+    )
+    assert not plan.runs[1].folder.exists()
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
