@@ -99,7 +99,7 @@ class Prompt:
             for microphone, snrs_db in MICROPHONES.items()
         }
 
-    def describe(self, speaker: Speaker) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the line of the table, with the fields of the real one."""
         action = SCENARIOS[self.scenario][0].split()[0]
         tokens = self.sentence.split()
@@ -115,16 +115,16 @@ class Prompt:
             ],
             "scenario": self.scenario,
             "entities": [],
-            "recordings": {
-                name: {
-                    "wer": 0.0,
-                    "ent_wer": 0.0,
-                    "status": "correct",
-                    "usrid": f"{speaker.sex}O-{speaker.number:03d}",
-                }
+            "recordings": [
+                {"file": name, "wer": 0.0, "ent_wer": 0.0, "status": "correct"}
                 for name in self.recordings
-            },
+            ],
         }
+
+    def describe_speaker(self, speaker: Speaker) -> dict[str, Any]:
+        """Return the entry of the metadata, as far as it names the speaker."""
+        about = {"usrid": f"{speaker.sex}O-{speaker.number:03d}"}
+        return {"recordings": dict.fromkeys(self.recordings, about)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     Arguments
     ---------
     dest : Path
-        Folder of the corpus; holds `slurp_real/` and three tables afterwards.
+        Folder of the corpus; holds `slurp_real/`, three tables and
+        metadata.json afterwards.
     hours : float
         Approximate audio of both microphones: 70 % train, 15 % devel, 15 %
         test. At least 18 prompts in each, so that all scenarios occur.
@@ -173,6 +174,12 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
         for split in SPLITS:
             mine = (reading for reading in readings if reading.split == split)
             _write_table(root / f"{split}.jsonl", mine)
+        metadata = {
+            str(prompt.number): prompt.describe_speaker(reading.speaker)
+            for reading in readings
+            for prompt in reading.prompts
+        }
+        (root / "metadata.json").write_text(json.dumps(metadata), "utf-8")
         return [
             partial(_write_reading, root / "slurp_real", reading, seed)
             for reading in readings
@@ -224,7 +231,7 @@ def _make_prompt(rng: np.random.Generator, number: int, part: Part) -> Prompt:
 
 def _write_table(path: Path, readings: Iterable[Reading]) -> None:
     lines = [
-        json.dumps(prompt.describe(reading.speaker)) + "\n"
+        json.dumps(prompt.describe()) + "\n"
         for reading in readings
         for prompt in reading.prompts
     ]

@@ -94,6 +94,7 @@ def test_common_voice_in_another_language_is_refused(tmp_path):
 
 def test_slurp_has_all_scenarios_and_both_microphones(get_corpus):
     root = get_corpus("slurp")
+    metadata = json.loads((root / "metadata.json").read_text())
     names, speakers = [], Counter()
     for split in ("train", "devel", "test"):
         lines = (root / f"{split}.jsonl").read_text().splitlines()
@@ -102,7 +103,8 @@ def test_slurp_has_all_scenarios_and_both_microphones(get_corpus):
             slurp.SCENARIOS
         )
         for prompt in prompts:
-            headset, distant = sorted(prompt["recordings"], key=len)[::-1]
+            files = [recording["file"] for recording in prompt["recordings"]]
+            headset, distant = sorted(files, key=len)[::-1]
             assert headset == distant.replace(".flac", "-headset.flac")
             headset, distant = (
                 root / "slurp_real" / name for name in (headset, distant)
@@ -110,8 +112,9 @@ def test_slurp_has_all_scenarios_and_both_microphones(get_corpus):
             assert (
                 soundfile.info(headset).frames == soundfile.info(distant).frames
             )
-            names += prompt["recordings"]
-        recordings = [r for p in prompts for r in p["recordings"].values()]
+            names += files
+        entries = [metadata[str(prompt["slurp_id"])] for prompt in prompts]
+        recordings = [r for e in entries for r in e["recordings"].values()]
         speakers.update({recording["usrid"] for recording in recordings})
     assert len(slurp.SCENARIOS) == 18
     audio = (path.name for path in (root / "slurp_real").iterdir())

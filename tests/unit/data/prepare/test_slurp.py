@@ -31,6 +31,15 @@ def read_prompts(corpus, split="train"):
     return [json.loads(line) for line in lines]
 
 
+def read_speakers(corpus):
+    entries = json.loads((corpus / "metadata.json").read_text()).values()
+    return {
+        name: about["usrid"]
+        for entry in entries
+        for name, about in entry["recordings"].items()
+    }
+
+
 def write_prompts(corpus, prompts, split="train"):
     lines = [json.dumps(prompt) + "\n" for prompt in prompts]
     (corpus / f"{split}.jsonl").write_text("".join(lines))
@@ -39,16 +48,17 @@ def write_prompts(corpus, prompts, split="train"):
 def test_each_recording_has_the_labels_of_its_prompt(corpus, prepare, tmp_path):
     report = prepare()
     assert not report.problems
+    speakers = read_speakers(corpus)
     for split in ("train", "devel", "test"):
         rows = {row.id: row for row in read_rows(tmp_path, split)}
         prompts = read_prompts(corpus, split)
         assert len(rows) == 2 * len(prompts)  # headset and distant
         for prompt in prompts:
-            for name, about in prompt["recordings"].items():
+            for name in (about["file"] for about in prompt["recordings"]):
                 row = rows[name.removesuffix(".flac")]
                 assert row.path == str(corpus / "slurp_real" / name)
                 assert row.labels == {
-                    "speaker": about["usrid"],
+                    "speaker": speakers[name],
                     "scenario": prompt["scenario"],
                     "action": prompt["action"],
                     "intent": f"{prompt['scenario']}_{prompt['action']}",
@@ -62,25 +72,13 @@ def test_the_public_repository_gives_the_same_rows(
 ):
     prepare()
     before = {row.id: row.labels for row in read_rows(tmp_path)}
-    prompts = read_prompts(corpus)
-    metadata = {
-        str(prompt["slurp_id"]): {"recordings": dict(prompt["recordings"])}
-        for prompt in prompts
-    }
-    for prompt in prompts:  # there, a list of files without user ids
-        prompt["recordings"] = [
-            {"file": name, "wer": 0.0, "ent_wer": None, "status": "correct"}
-            for name in prompt["recordings"]
-        ]
-    write_prompts(corpus, prompts)
     (corpus / "dataset" / "slurp").mkdir(parents=True)
     (corpus / "audio").mkdir()
     (corpus / "slurp_real").rename(corpus / "audio" / "slurp_real")
-    for table in corpus.glob("*.jsonl"):
+    for table in corpus.glob("*.json*"):
         table.rename(corpus / "dataset" / "slurp" / table.name)
-    if with_metadata:
-        path = corpus / "dataset" / "slurp" / "metadata.json"
-        path.write_text(json.dumps(metadata))
+    if not with_metadata:
+        (corpus / "dataset" / "slurp" / "metadata.json").unlink()
     assert not prepare().problems
     after = {row.id: row.labels for row in read_rows(tmp_path)}
     if not with_metadata:
@@ -101,7 +99,7 @@ def test_quotes_in_a_sentence_are_text(corpus, prepare, tmp_path):
 
 def test_damaged_recordings_are_listed(corpus, prepare, tmp_path, damage):
     prompts = read_prompts(corpus)
-    name = next(iter(prompts[0]["recordings"]))
+    name = prompts[0]["recordings"][0]["file"]
     reason = damage(corpus / "slurp_real" / name)
     assert prepare().problems == {reason: [f"slurp_real/{name}"]}
     assert len(read_rows(tmp_path)) == 2 * len(prompts) - 1
@@ -141,7 +139,7 @@ def test_bad_lines_are_listed(corpus, prepare, tmp_path, line, reason):
 
 def test_a_recording_counts_once(corpus, prepare, tmp_path):
     prompts = read_prompts(corpus)
-    name = next(iter(prompts[0]["recordings"]))
+    name = prompts[0]["recordings"][0]["file"]
     twice = prompts[0] | {"recordings": [{"file": name}, {"file": name}]}
     write_prompts(corpus, [twice, *prompts[1:], prompts[3]])
     place = f"train.jsonl:{len(prompts) + 1}"
