@@ -2,11 +2,11 @@
 
 python recipes/demo.py FOLDER [--audio=MY_RECORDINGS] [--updates=N]
 
-Builds a miniature Libri-Light and a miniature LibriSpeech with a speech
-synthesiser (or takes your own recordings for pre-training), prepares them,
-pre-trains a small wav2vec 2.0 model on two processes, and trains the same
-small recogniser on top of that encoder and of one with random weights. Run
-again, it goes on where it stopped.
+Builds miniature corpora with a speech synthesiser: Libri-Light (or takes
+your own recordings in its place), LibriSpeech, IEMOCAP and VoxCeleb1.
+Pre-trains a small wav2vec 2.0 model on two processes, then probes it and an
+encoder with random weights: speech recognition, classification, speaker
+verification. Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,34 @@ from summarymixing.suite.steps import TORCHRUN, Steps, show
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-UPDATES = 600
+UPDATES = 500
+PROBE_EPOCHS = 12  # of speech recognition; the others take what they need
 LIBRILIGHT_HOURS = 0.5
-LIBRISPEECH_HOURS = 0.25
-PROBE_EPOCHS = 12
+# Corpora of the probes: hours, options of their preparation.
+PROBED: dict[str, tuple[float, list[str]]] = {
+    "librispeech": (0.25, []),
+    "iemocap": (0.2, ["--expected_utterances=0"]),
+    "voxceleb1": (0.2, []),
+}
+# The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "librispeech_lstm": {
+        "head": "{hidden_size: 96, num_layers: 1, dropout: 0.0}",
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+    },
+    "iemocap_linear": {
+        "number_of_epochs": 8,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+    },
+    "voxceleb1_ecapa": {
+        "head": "{channels: [64, 64, 64, 64, 192], embedding_size: 64}",
+        "number_of_epochs": 6,
+    },
+}
+ENCODERS = {"pretrained": "pre-trained", "pretrained_random": "random weights"}
+SEED = 1986
 
 
 def run_step(steps: Steps, title: str, command: list[str]) -> None:
@@ -60,7 +84,9 @@ def main() -> None:
         "--librilight_hours", type=float, default=LIBRILIGHT_HOURS
     )
     parser.add_argument(
-        "--librispeech_hours", type=float, default=LIBRISPEECH_HOURS
+        "--probe_hours",
+        type=float,
+        help="of each corpus of the probes (default: 0.2 or a little more)",
     )
     parser.add_argument("--probe_epochs", type=int, default=PROBE_EPOCHS)
     arguments = parser.parse_args()
@@ -69,22 +95,17 @@ def main() -> None:
     with Steps(REPOSITORY, environment()) as steps:
         prepare(steps, folder, arguments)
         pretrain(steps, folder, arguments.updates)
-        for name, extra in (
-            ("pretrained", []),
-            ("random", ["--random_encoder=True"]),
-        ):
-            probe(steps, folder, name, arguments.probe_epochs, extra)
+        probe(steps, folder, arguments)
     page = write_report(folder, steps, arguments)
     print(f"\nDone. Open the report: {page}")
 
 
 def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
-    """Build the corpora and turn them into manifests."""
+    """Make the manifests of pre-training."""
     build = [sys.executable, "recipes/miniature.py"]
     make = [sys.executable, "recipes/prepare.py"]
-    corpora, manifests = folder / "corpora", folder / "manifests"
-    librilight, librispeech = corpora / "librilight", corpora / "librispeech"
-    target = str(manifests / "pretraining")
+    librilight = folder / "corpora" / "librilight"
+    target = str(folder / "manifests" / "pretraining")
     if arguments.audio:
         source = str(arguments.audio.resolve())
         run_step(
@@ -109,22 +130,6 @@ def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
                 "--max_clip_seconds=30",
             ],
         )
-    hours = f"--hours={arguments.librispeech_hours}"
-    run_step(
-        steps,
-        "Build a miniature LibriSpeech",
-        [*build, "librispeech", str(librispeech), hours],
-    )
-    run_step(
-        steps,
-        "Prepare it",
-        [
-            *make,
-            "librispeech",
-            str(librispeech / "LibriSpeech"),
-            str(manifests / "librispeech"),
-        ],
-    )
 
 
 def pretrain(steps: Steps, folder: Path, updates: int) -> None:
@@ -146,22 +151,47 @@ def pretrain(steps: Steps, folder: Path, updates: int) -> None:
     )
 
 
-def probe(
-    steps: Steps, folder: Path, name: str, epochs: int, extra: list[str]
-) -> None:
-    """Train a small recogniser on a frozen encoder."""
+def probe(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
+    """Build the corpora of the probes, and run these with one command."""
+    corpora: dict[str, Any] = {"manifests": "manifests"}
+    for name, (hours, options) in PROBED.items():
+        built = folder / "corpora" / name
+        run_step(
+            steps,
+            f"Build a miniature {name}",
+            [
+                sys.executable,
+                "recipes/miniature.py",
+                name,
+                str(built),
+                f"--hours={arguments.probe_hours or hours}",
+            ],
+        )
+        root = built / "LibriSpeech" if name == "librispeech" else built
+        corpora[name] = {"source": str(root), "options": options}
+    # JSON is YAML.
+    (folder / "corpora.yaml").write_text(json.dumps(corpora, indent=2) + "\n")
+    overrides = {task: dict(values) for task, values in OVERRIDES.items()}
+    overrides["librispeech_lstm"]["number_of_epochs"] = arguments.probe_epochs
     run_step(
         steps,
-        f"Probe the {name} encoder: speech recognition on frozen features",
+        "Prepare them and probe both encoders on frozen features",
         [
             sys.executable,
-            "recipes/mp3s/asr.py",
-            "hparams/mp3s/tiny_lstm.yaml",
-            f"--encoder={folder / 'pretraining' / 'encoder'}",
-            f"--manifests={folder / 'manifests' / 'librispeech'}",
-            f"--output_folder={folder / f'probe_{name}'}",
-            f"--number_of_epochs={epochs}",
-            *extra,
+            "recipes/mp3s/run_all.py",
+            f"--encoder=pretrained={folder / 'pretraining' / 'encoder'}",
+            "--random",
+            f"--corpora={folder / 'corpora.yaml'}",
+            f"--tasks={','.join(OVERRIDES)}",
+            "--seeds=1",
+            "--iemocap_fold=1",
+            "--override=num_workers=1",
+            *[
+                f"--override={task}:{key}={value}"
+                for task, values in overrides.items()
+                for key, value in values.items()
+            ],
+            f"--output_folder={folder / 'probes'}",
         ],
     )
 
@@ -176,8 +206,11 @@ def write_report(
 
     run = read_metrics(folder / "pretraining")
     probes = {
-        name: read_metrics(folder / f"probe_{name}")
-        for name in ("pretrained", "random")
+        task: {
+            name: read_metrics(folder / "probes" / name / task / f"seed_{SEED}")
+            for name in ENCODERS
+        }
+        for task in OVERRIDES
     }
     report = Report("summarymixing: from audio to a probed encoder")
     report.paragraph(
@@ -186,25 +219,36 @@ def write_report(
         f"{run['train_hours']:.2f} h of "
         f"{'your recordings' if arguments.audio else 'synthetic speech'} for "
         f"{run['update']} updates, by two processes on the CPU. Then the same "
-        f"small recogniser was trained on its frozen features and on those of "
-        f"an encoder with random weights. The numbers show that every part "
-        f"works; they say nothing about real corpora."
+        f"small heads were trained on its frozen features and on those of an "
+        f"encoder with random weights: a recogniser, a classifier of four "
+        f"ways of speaking in place of emotions, and embeddings of speakers. "
+        f"The numbers show that every part works. All speech comes from a "
+        f"synthesiser, so they say nothing about real corpora, and a handful "
+        f"of test utterances tells little."
     )
     report.heading("Does pre-training help?")
-    splits = list(probes["pretrained"]["splits"])
     report.table(
-        ["encoder", *[f"{m}, {s} (%)" for s in splits for m in ("WER", "CER")]],
+        ["task", "test", "%", *ENCODERS.values()],
         [
             [
-                name,
+                task,
+                f"{numbers['utterances']} utterances, {split}",
+                metric,
                 *[
-                    round(probe["splits"][s][m], 1)
-                    for s in splits
-                    for m in ("wer", "cer")
+                    round(by_encoder[name]["splits"][split][metric], 1)
+                    for name in ENCODERS
                 ],
             ]
-            for name, probe in probes.items()
+            for task, by_encoder in probes.items()
+            for split, numbers in by_encoder["pretrained"]["splits"].items()
+            for metric in ("wer", "cer", "accuracy", "eer")
+            if metric in numbers
         ],
+    )
+    report.paragraph(
+        f"Accuracy: the higher the better; all others: the lower. Tables, "
+        f"curves and every command of the probes: "
+        f"{folder / 'probes' / 'report.html'}"
     )
     report.heading("Pre-training")
     report.figure(
@@ -220,11 +264,16 @@ def write_report(
         "something only while the codebook stays in use: 128 is full use, "
         "and a blind guess among 100 negatives is right in 1 % of the cases.",
     )
-    report.heading("Which layers does the probe listen to?")
+    report.heading("Which layers do the probes listen to?")
     report.figure(
-        draw_layer_columns({n: p["layer_weights"] for n, p in probes.items()}),
-        "Softmax weights of the hidden states; 0 is the input of the first "
-        "layer.",
+        draw_layer_columns(
+            {
+                task: by_encoder["pretrained"]["layer_weights"]
+                for task, by_encoder in probes.items()
+            }
+        ),
+        "Softmax weights of the hidden states of the pre-trained encoder; 0 "
+        "is the input of the first layer.",
     )
     report.heading("What was run")
     report.table(
@@ -243,10 +292,8 @@ def write_report(
             "torchrun --nproc_per_node=4 recipes/pretraining/train.py "
             "hparams/pretraining/summarymixing_base.yaml "
             "--manifests=MANIFESTS --output_folder=results/base",
-            "torchrun --nproc_per_node=1 recipes/mp3s/asr.py "
-            "hparams/mp3s/librispeech_lstm.yaml "
-            "--encoder=results/base/encoder --manifests=LIBRISPEECH_MANIFESTS "
-            "--output_folder=results/base_librispeech",
+            "python recipes/mp3s/run_all.py --encoder=results/base/encoder "
+            "--corpora=CORPORA.yaml --seeds=3",
         ]
     )
     return report.write(folder / "report.html")

@@ -6,6 +6,8 @@ python recipes/prepare.py folder      /my/recordings             manifests/mine
 python recipes/prepare.py librispeech /corpora/LibriSpeech       manifests/ls
 python recipes/prepare.py relocate    manifests/ls/dev-clean.csv /old /new
 
+Likewise commonvoice (a folder a language), slurp, iemocap, voxceleb1, fsdd.
+
 No audio is copied. A preparation that was killed goes on when the same
 command is run again; one that is finished is not repeated.
 """

@@ -33,7 +33,7 @@ def test_demo_on_own_recordings(recordings, tmp_path):
             f"--audio={recordings}",
             "--updates=2",
             "--probe_epochs=1",
-            "--librispeech_hours=0.02",
+            "--probe_hours=0.02",
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -44,5 +44,6 @@ def test_demo_on_own_recordings(recordings, tmp_path):
     page = (tmp_path / "demo" / "report.html").read_text("utf-8")
     assert "your recordings" in page
     assert page.count("<svg") == 2
-    for name in ("pretrained", "random"):
-        assert f"<td>{name}</td>" in page
+    for task in ("librispeech_lstm", "iemocap_linear", "voxceleb1_ecapa"):
+        assert f"<td>{task}</td>" in page
+    assert (tmp_path / "demo" / "probes" / "report.html").is_file()
