@@ -31,6 +31,7 @@ CORPORA = {
     "slurp": "slurp",
     "iemocap": "iemocap",
     "voxceleb1": "voxceleb1",
+    "fsdd": "fsdd",
 }
 MANIFESTS = "manifests"
 PARTS = ("source", MANIFESTS, "options")

@@ -66,6 +66,8 @@ class Task:
         What the validation set is called in results.csv.
     in_paper : bool
         Whether it is a column of the paper's table 2.
+    in_mp3s : bool
+        Whether "all" means it, too.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Task:
     curves: tuple[str, ...] = ("loss", "wer")
     valid_split: str = "valid"
     in_paper: bool = False
+    in_mp3s: bool = True
 
     @property
     def yaml(self) -> str:
@@ -169,6 +172,28 @@ TASKS = {
         _iemocap("linear", "linear"),
         _voxceleb1("ecapa", "ECAPA"),
         _voxceleb1("xvector", "x-vector"),
+        Task(
+            name="fsdd_linear",
+            recipe=CLASSIFICATION,
+            corpus="fsdd",
+            title="Digits linear",
+            short="Digits",
+            metric=ACCURACY,
+            curves=("loss", "accuracy"),
+            in_mp3s=False,
+        ),
+        Task(
+            name="fsdd_ecapa",
+            recipe=VERIFICATION,
+            corpus="fsdd",
+            title="Digits' speakers ECAPA",
+            short="Speakers",
+            metric=EER,
+            splits=("speakers_test",),
+            curves=("loss", "error_rate"),
+            valid_split="speakers_valid",
+            in_mp3s=False,
+        ),
     )
 }
 
@@ -179,7 +204,7 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
     Arguments
     ---------
     text : str, optional
-        Names with commas between, or "all". Without: the paper's tasks, as
+        Names with commas between, or "all" of MP3S. Without: the paper's tasks, as
         far as their corpora are there.
     corpora : iterable of str
         Corpora that are there.
@@ -203,7 +228,8 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
             if task.in_paper and task.corpus in corpora
         ]
     names = [name.strip() for name in text.split(",") if name.strip()]
-    names = list(TASKS) if names == ["all"] else names
+    if names == ["all"]:
+        names = [task.name for task in TASKS.values() if task.in_mp3s]
     for name in names:
         if name not in TASKS:
             raise UserError(

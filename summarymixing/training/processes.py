@@ -233,14 +233,17 @@ class Stopped(Exception):
 class StopRequests:
     """Remembers a signal that asks the run to save and stop.
 
-    The first SIGTERM or SIGUSR1 is remembered; a second one ends the process
-    at once.
+    The first SIGTERM or SIGUSR1 is remembered; a later one ends the process
+    at once. Not one that follows on its heels: where a scheduler signals every
+    process, and the parent passes on its own, each child gets two.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    ECHO_SECONDS = 2.0
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -249,10 +252,13 @@ class StopRequests:
         owner = os.getpid()
 
         def remember(number: int, frame: FrameType | None) -> None:
-            signal.signal(number, signal.SIG_DFL)
-            if os.getpid() == owner:
-                self.received = signal.Signals(number)
-            else:  # a forked worker must die when its parent ends it
+            now = time.monotonic()
+            is_worker = os.getpid() != owner
+            if self.received is None and not is_worker:
+                self.received, self._received_at = signal.Signals(number), now
+            elif is_worker or now - self._received_at > self.ECHO_SECONDS:
+                # A forked worker must die when its parent ends it.
+                signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
 
         before = {n: signal.signal(n, remember) for n in self.SIGNALS}

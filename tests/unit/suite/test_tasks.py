@@ -31,7 +31,9 @@ def test_tasks_are_chosen_by_name_and_keep_their_order():
         "librispeech_lstm",
         "slurp_linear",
     ]
-    assert names(choose_tasks("all", CORPORA)) == list(TASKS)
+    assert names(choose_tasks("all", CORPORA)) == [
+        name for name in TASKS if not name.startswith("fsdd")
+    ]
 
 
 @pytest.mark.parametrize(

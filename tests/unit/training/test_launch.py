@@ -291,17 +291,21 @@ def test_signal_asks_the_run_to_stop(recipe, capsys, number):
     assert number.name in capsys.readouterr().err
 
 
-def test_second_signal_ends_the_process(recipe):
+@pytest.mark.parametrize(
+    ("echo_seconds", "status"), [(-1, -signal.SIGTERM), (60, 0)]
+)
+def test_second_signal_ends_the_process(echo_seconds, status):
+    """Unless it is an echo of the first."""
     pid = os.fork()
     if pid == 0:
+        launch._stop.ECHO_SECONDS = echo_seconds
         try:
             with launch._stop.listening():
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status == -signal.SIGTERM
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
 
 
 def test_signal_still_ends_a_forked_worker():
