@@ -190,11 +190,17 @@ class ContextNetHead(nn.Module):
 
 
 class HiddenLayerHead(nn.Module):
-    """One hidden layer for each frame; "linear" in the tables of MP3S.
+    """Hidden layers for each frame; one is "linear" in the tables of MP3S.
 
     Arguments
     ---------
     d_model, num_outputs, hidden_size : int
+    num_layers : int
+        Hidden layers.
+    activation : callable
+        Makes the module after each of them.
+    dropout : float
+        After the last of them.
 
     Example
     -------
@@ -204,21 +210,29 @@ class HiddenLayerHead(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, num_outputs: int, *, hidden_size: int = 1024
+        self,
+        d_model: int,
+        num_outputs: int,
+        *,
+        hidden_size: int = 1024,
+        num_layers: int = 1,
+        activation: Callable[[], nn.Module] = nn.Sigmoid,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.hidden = VanillaNN(
             input_shape=(None, None, d_model),
-            activation=nn.Sigmoid,
-            dnn_blocks=1,
+            activation=activation,
+            dnn_blocks=num_layers,
             dnn_neurons=hidden_size,
         )
+        self.dropout = nn.Dropout(dropout)
         self.linear = Linear(num_outputs, input_size=hidden_size)
 
     def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
         """Map features (B, T, D) to logits (B, T, C)."""
         del padding_mask
-        return self.linear(self.hidden(features))
+        return self.linear(self.dropout(self.hidden(features)))
 
 
 class PoolingHead(nn.Module):
@@ -297,7 +311,31 @@ class LSTMPoolingHead(nn.Module):
         return self.pooling(frames, padding_mask)
 
 
-class EcapaHead(nn.Module):
+class EmbeddingHead(nn.Module):
+    """SpeechBrain's network for embeddings, and its classifier.
+
+    Arguments
+    ---------
+    network : nn.Module
+        Features (B, T, D) and relative lengths (B,) to (B, 1, E).
+    classifier : nn.Module
+        (B, 1, E) to (B, 1, C).
+    """
+
+    def __init__(self, network: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.network, self.classifier = network, classifier
+
+    def forward(
+        self, features: Tensor, padding_mask: Tensor
+    ) -> UtteranceOutput:
+        """Map features (B, T, D), zero on padding, to one output each."""
+        embeddings = self.network(features, relative_lengths(padding_mask))
+        logits = self.classifier(embeddings)
+        return UtteranceOutput(embeddings.squeeze(1), logits.squeeze(1))
+
+
+class EcapaHead(EmbeddingHead):
     """ECAPA-TDNN and a cosine classifier (logits in [-1, 1]).
 
     Arguments
@@ -326,8 +364,7 @@ class EcapaHead(nn.Module):
         dilations: list[int] | None = None,
         attention_channels: int = 64,
     ) -> None:
-        super().__init__()
-        self.ecapa = ECAPA_TDNN(
+        network = ECAPA_TDNN(
             input_size=d_model,
             lin_neurons=embedding_size,
             channels=channels or [512, 512, 512, 512, 1536],
@@ -335,22 +372,16 @@ class EcapaHead(nn.Module):
             dilations=dilations or [1, 2, 3, 4, 1],
             attention_channels=attention_channels,
         )
-        self.classifier = CosineClassifier(
-            embedding_size, out_neurons=num_outputs
+        super().__init__(
+            network, CosineClassifier(embedding_size, out_neurons=num_outputs)
         )
 
-    def forward(
-        self, features: Tensor, padding_mask: Tensor
-    ) -> UtteranceOutput:
-        """Map features (B, T, D), zero on padding, to one output each."""
-        lengths = relative_lengths(padding_mask)
-        embeddings = self.ecapa(features, lengths)  # (B, 1, E)
-        logits = self.classifier(embeddings).squeeze(1)
-        return UtteranceOutput(embeddings.squeeze(1), logits)
 
-
-class XvectorHead(nn.Module):
+class XvectorHead(EmbeddingHead):
     """X-vector and its classifier of one hidden layer.
+
+    The logits are log-probabilities already; a softmax over them changes
+    nothing.
 
     Arguments
     ---------
@@ -376,34 +407,22 @@ class XvectorHead(nn.Module):
         kernel_sizes: list[int] | None = None,
         dilations: list[int] | None = None,
     ) -> None:
-        super().__init__()
-        self.xvector = Xvector(
+        network = Xvector(
             in_channels=d_model,
             tdnn_channels=channels or [512, 512, 512, 512, 1500],
             tdnn_kernel_sizes=kernel_sizes or [5, 3, 3, 1, 1],
             tdnn_dilations=dilations or [1, 2, 3, 1, 1],
             lin_neurons=embedding_size,
         )
-        for index, block in enumerate(self.xvector.blocks):
+        for index, block in enumerate(network.blocks):
             if isinstance(block, StatisticsPooling):
-                self.xvector.blocks[index] = MeanAndDeviation()
-        self.classifier = XvectorClassifier(
+                network.blocks[index] = MeanAndDeviation()
+        classifier = XvectorClassifier(
             input_shape=(None, None, embedding_size),
             lin_neurons=embedding_size,
             out_neurons=num_outputs,
         )
-
-    def forward(
-        self, features: Tensor, padding_mask: Tensor
-    ) -> UtteranceOutput:
-        """Map features (B, T, D), zero on padding, to one output each.
-
-        The logits are log-probabilities already; a softmax over them changes
-        nothing.
-        """
-        embeddings = self.xvector(features, relative_lengths(padding_mask))
-        logits = self.classifier(embeddings).squeeze(1)
-        return UtteranceOutput(embeddings.squeeze(1), logits)
+        super().__init__(network, classifier)
 
 
 class MeanAndDeviation(nn.Module):

@@ -80,6 +80,8 @@ class SummaryMixing(nn.Module):
     mode : str
         "full", or "lite": no f and no c, every frame gets the summary
         (arXiv 2307.07421).
+    dropout : float
+        On the hidden layers of s and f, in training.
 
     Example
     -------
@@ -90,13 +92,18 @@ class SummaryMixing(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, num_heads: int = 8, mode: str = "full"
+        self,
+        d_model: int,
+        num_heads: int = 8,
+        mode: str = "full",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if mode not in ("full", "lite"):
             raise ValueError(f"mode is 'full' or 'lite', not {mode!r}.")
         width = head_width(d_model, num_heads)
         self.num_heads, self.width, self.mode = num_heads, width, mode
+        self.dropout = nn.Dropout(dropout)
         branches = 2 if mode == "full" else 1
         self.hidden = HeadwiseLinear(num_heads, width, branches * width)
         self.summary_out = HeadwiseLinear(num_heads, width, width)
@@ -130,7 +137,8 @@ class SummaryMixing(nn.Module):
         # NaN in padding would reach the gradient of the weights as 0 x NaN.
         x = zero_padding(x, padding_mask)
         by_head = x.reshape(-1, self.num_heads, self.width).transpose(0, 1)
-        hidden = F.gelu(self.hidden(by_head))  # (H, B T, branches * width)
+        # (H, B T, branches * width)
+        hidden = self.dropout(F.gelu(self.hidden(by_head)))
         summary = self._summarise(hidden[..., : self.width], x, padding_mask)
         if self.mode == "lite":
             mixed = summary.unsqueeze(1).expand(x.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from summarymixing.errors import UserError
-from summarymixing.lobes.probes import (
-    PRECISIONS,
-    Encoder,
-    FrozenEncoder,
-    Probe,
-)
+from summarymixing.lobes.probes import PRECISIONS, Probe
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.training import layer_weights, processes
 from summarymixing.training.checkpoints import (
@@ -83,15 +78,19 @@ class ProbeBrain(sb.Brain):
         h = self.hparams
         return None if h.test_last_epoch else h.select_by
 
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run."""
+        h = self.hparams
+        limit = self.data.first_update(h.number_of_epochs)
+        return limit if h.max_updates is None else min(limit, h.max_updates)
+
     def epochs(self) -> Iterator[int]:
         """Count epochs from 1, beginning with the one that comes next."""
-        h, data = self.hparams, self.data
-        limit = data.first_update(h.number_of_epochs)
-        if h.max_updates is not None:
-            limit = min(limit, h.max_updates)
-        for epoch in range(h.number_of_epochs):
+        data = self.data
+        for epoch in range(self.hparams.number_of_epochs):
             start = max(self.optimizer_step, data.first_update(epoch))
-            stop = min(data.first_update(epoch + 1), limit)
+            stop = min(data.first_update(epoch + 1), self.num_updates)
             if start < stop:
                 data.sampler.set_range(start, stop)
                 self.last_update_of_epoch = stop
@@ -154,9 +153,13 @@ class ProbeBrain(sb.Brain):
     def on_fit_batch_start(self, batch: ProbeBatch, should_step: bool) -> None:
         """Let dropout depend on the position alone, for an exact resume."""
         del batch, should_step
-        micro_step = self.step % self.grad_accumulation_factor
-        position = self.optimizer_step, micro_step, self.rank
-        torch.manual_seed(derive_seed(self.hparams.seed, *position))
+        torch.manual_seed(
+            derive_seed(self.hparams.seed, *self._position(), self.rank)
+        )
+
+    def _position(self) -> tuple[int, int]:
+        """Return the updates done and the batches of the one under way."""
+        return self.optimizer_step, self.step % self.grad_accumulation_factor
 
     def compute_forward(
         self, batch: ProbeBatch, stage: sb.Stage
@@ -236,12 +239,14 @@ class ProbeBrain(sb.Brain):
         if dist.is_initialized():
             dist.all_reduce(self.loss_sums)
         total, count = self.loss_sums.tolist()
-        rates = {
+        numbers = {"loss": total / max(count, 1), **self._learning_rates()}
+        self.run_log.write("train", self.optimizer_step, numbers)
+
+    def _learning_rates(self) -> dict[str, float]:
+        return {
             name.replace("optimizer", "learning_rate"): o.param_groups[0]["lr"]
             for name, o in self.optimizers_dict.items()
         }
-        numbers = {"loss": total / max(count, 1), **rates}
-        self.run_log.write("train", self.optimizer_step, numbers)
 
     def _summarise(self) -> dict[str, float]:
         losses = [s.loss for s in self.scored if s.loss is not None]
@@ -254,17 +259,23 @@ class ProbeBrain(sb.Brain):
         }
 
     def _end_epoch(self, epoch: int, numbers: dict[str, float]) -> None:
-        update = self.optimizer_step
-        self.run_log.write("valid", update, {"epoch": epoch, **numbers})
-        weights = layer_weights.as_numbers(self.layer_weights())
-        self.run_log.write(
-            layer_weights.STAGE, update, {"epoch": epoch, **weights}
-        )
-        on_main_process(lambda: layer_weights.write_layer_weights(self.folder))
-        self._anneal({"epoch": epoch, **numbers})
-        self.save_checkpoint({"epoch": epoch, **numbers})
+        numbers = {"epoch": epoch, **numbers}
+        self.run_log.write("valid", self.optimizer_step, numbers)
+        self._log_model(epoch)
+        self._anneal(numbers)
+        self.save_checkpoint(numbers)
         if stop_requested_anywhere():
             raise Stopped
+
+    def _log_model(self, epoch: int) -> None:
+        """Write down what an epoch has made of the model."""
+        weights = layer_weights.as_numbers(self.layer_weights())
+        self.run_log.write(
+            layer_weights.STAGE,
+            self.optimizer_step,
+            {"epoch": epoch, **weights},
+        )
+        on_main_process(lambda: layer_weights.write_layer_weights(self.folder))
 
     def _anneal(self, numbers: Mapping[str, float]) -> None:
         h = self.hparams
@@ -325,25 +336,37 @@ class ProbeBrain(sb.Brain):
     def _write_results(self, splits: dict[str, dict[str, float]]) -> None:
         h = self.hparams
         last = self.checkpointer.find_checkpoint()
-        weights = self.layer_weights()
         metrics = {
             "task": self.task.name,
             "encoder": str(h.encoder),
             "random_encoder": h.random_encoder,
             "splits": splits,
             "valid": _numbers(self._tested_checkpoint()),
-            "layer_weights": weights,
             "epochs": _numbers(last).get("epoch", 0),
             "updates": _numbers(last).get("update", 0),
             "outputs": len(self.task.outputs),
+            **self._describe_model(),
+        }
+        write_json(self.folder / "metrics.json", metrics)
+        self._write_model(metrics)
+
+    def _describe_model(self) -> dict[str, Any]:
+        """Return what metrics.json says of the model."""
+        weights = self.layer_weights()
+        return {
+            "layer_weights": weights,
             "parameters": {
-                "encoder": _count(self.modules["encoder"]),
-                "head": _count(self.probe.head),
+                "encoder": count_parameters(self.modules["encoder"]),
+                "head": count_parameters(self.probe.head),
                 "layer_weights": len(weights),
             },
         }
-        write_json(self.folder / "metrics.json", metrics)
-        layer_weights.draw_layer_weights(weights, self.folder, self.task.name)
+
+    def _write_model(self, metrics: dict[str, Any]) -> None:
+        """Write or draw the model that was tested, on the main process."""
+        layer_weights.draw_layer_weights(
+            metrics["layer_weights"], self.folder, self.task.name
+        )
 
 
 def _is_training(stage: sb.Stage) -> bool:
@@ -360,7 +383,8 @@ def _numbers(checkpoint: Any) -> dict[str, float]:
     }
 
 
-def _count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of weights of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -379,9 +403,9 @@ def schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hparams[name] for name in names if hparams[name]}
 
 
-def make_probe(
-    hparams: Mapping[str, Any], encoder: Encoder, task: ProbeTask
-) -> Probe:
+def make_head(
+    hparams: Mapping[str, Any], d_model: int, task: ProbeTask
+) -> nn.Module:
     """Make the head for the outputs of a task, the same on every process."""
     wanted, found = hparams["num_outputs"], len(task.outputs)
     if wanted not in (None, found):
@@ -392,13 +416,12 @@ def make_probe(
             f"corpus, or give --num_outputs=null."
         )
     torch.manual_seed(derive_seed(hparams["seed"], "head"))
-    head = hparams["head"](encoder.d_model, found)
-    return Probe(encoder.num_layers + 1, head)
+    return hparams["head"](d_model, found)
 
 
 def run_fingerprint(
     hparams: Mapping[str, Any],
-    encoder: FrozenEncoder,
+    encoder: nn.Module,
     task: ProbeTask,
 ) -> dict[str, Any]:
     """What must not change between the runs that share an output folder."""
@@ -420,18 +443,12 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
     run_opts : RunOptions
         SpeechBrain's options from the command line.
     """
-    task, folder = hparams["task"], Path(hparams["output_folder"])
-    _check_choices(hparams, task)
+    task = hparams["task"]
+    check_choices(hparams, task, anneal_on=("loss", "epoch", *task.metrics))
     encoder = load_frozen_encoder(hparams)
-    data = load_probe_data(
-        hparams,
-        task,
-        rank=processes.rank(),
-        world_size=processes.world_size(),
-    )
-    model = make_probe(hparams, encoder.encoder, task)
-    fingerprint = run_fingerprint(hparams, encoder, task)
-    check_same_run(folder / "checkpoints", fingerprint)
+    data = load_data(hparams, task)
+    head = make_head(hparams, encoder.encoder.d_model, task)
+    model = Probe(encoder.encoder.num_layers + 1, head)
     return ProbeBrain(
         task=task,
         data=data,
@@ -443,26 +460,57 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
             "grad_accumulation_factor": hparams["accumulation"],
         },
         run_opts=run_opts,
-        checkpointer=AtomicCheckpointer(
-            folder / "checkpoints",
-            recoverables={"probe": model, **_recoverable_schedules(hparams)},
-            fingerprint=fingerprint,
+        checkpointer=make_checkpointer(
+            hparams,
+            {"probe": model, **_recoverable_schedules(hparams)},
+            run_fingerprint(hparams, encoder, task),
         ),
     )
 
 
-def _check_choices(hparams: Mapping[str, Any], task: ProbeTask) -> None:
-    choices = {
+def load_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
+    """Load this process's share of the data, and fit the task to it."""
+    return load_probe_data(
+        hparams,
+        task,
+        rank=processes.rank(),
+        world_size=processes.world_size(),
+    )
+
+
+def make_checkpointer(
+    hparams: Mapping[str, Any],
+    recoverables: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+) -> AtomicCheckpointer:
+    """Open the checkpoints of a run; UserError if another run left them."""
+    folder = Path(hparams["output_folder"]) / "checkpoints"
+    check_same_run(folder, fingerprint)
+    return AtomicCheckpointer(folder, recoverables, fingerprint)
+
+
+def check_choices(
+    hparams: Mapping[str, Any], task: ProbeTask, **more: Sequence[str]
+) -> None:
+    """Raise UserError for a word that is none of those allowed for its key.
+
+    Arguments
+    ---------
+    hparams : mapping
+    task : ProbeTask
+    more : sequence of str
+        What is allowed, for keys that not all trainings have.
+    """
+    choices: dict[str, Sequence[str]] = {
         "precision": tuple(PRECISIONS),
         "select_by": ("loss", *task.metrics),
-        "anneal_on": ("loss", "epoch", *task.metrics),
         "order": ("ascending", "random"),
+        **more,
     }
     for key, allowed in choices.items():
         if hparams[key] not in allowed:
             raise UserError(
-                f"{key} is one of {', '.join(map(str, allowed))}, not "
-                f"{hparams[key]!r}."
+                f"{key} is one of {', '.join(allowed)}, not {hparams[key]!r}."
             )
 
 
@@ -477,7 +525,11 @@ def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 def probe(hparams: dict[str, Any], run_opts: Any) -> None:
     """Train and test a probe, or go on with one; arguments: `make_brain`."""
-    brain = make_brain(hparams, run_opts)
+    train_and_test(make_brain(hparams, run_opts))
+
+
+def train_and_test(brain: ProbeBrain) -> None:
+    """Do what is left of a run."""
     try:
         brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
     except Stopped:

@@ -53,10 +53,10 @@ def flat(output):
         (lambda: HiddenLayerHead(768, 100).linear, 0.10),
         (lambda: LSTMPoolingHead(768, 18).lstm, 23.62),
         (lambda: LSTMPoolingHead(768, 18).linear, 1.18),
-        (lambda: EcapaHead(768, 4).ecapa, 7.27),
-        (lambda: EcapaHead(768, 1211, embedding_size=512).ecapa, 8.55),
+        (lambda: EcapaHead(768, 4).network, 7.27),
+        (lambda: EcapaHead(768, 1211, embedding_size=512).network, 8.55),
         (lambda: EcapaHead(768, 1211, embedding_size=512).classifier, 0.62),
-        (lambda: XvectorHead(768, 1211).xvector, 6.12),
+        (lambda: XvectorHead(768, 1211).network, 6.12),
         (lambda: XvectorHead(768, 1211).classifier, 0.89),
     ],
 )
@@ -127,7 +127,7 @@ def test_xvector_is_speechbrains_without_noise():
         tdnn_channels=SMALL_TDNN["channels"],
         lin_neurons=512,
     ).eval()
-    stock.load_state_dict(head.xvector.state_dict())
+    stock.load_state_dict(head.network.state_dict())
     features = torch.randn(2, 9, 6)
     noisy = stock(features, torch.ones(2)).squeeze(1)
     ours = head(features, torch.zeros(2, 9) > 0).embeddings

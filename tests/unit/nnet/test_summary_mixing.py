@@ -198,3 +198,17 @@ def test_biases_start_at_zero_and_weights_within_their_bounds():
             assert largest == 0, name
         else:
             assert 0.8 * bounds[name] < largest <= bounds[name], name
+
+
+@pytest.mark.parametrize("mode", ["full", "lite"])
+def test_dropout_acts_in_training_alone(mode, device):
+    """And leaves parameters and values as they are without it."""
+    torch.manual_seed(0)
+    plain = SummaryMixing(D_MODEL, 2, mode).double().to(device)
+    mixer = SummaryMixing(D_MODEL, 2, mode, dropout=0.5).double().to(device)
+    mixer.load_state_dict(plain.state_dict())
+    x = frames(2, 5, device=device)
+    expected = plain(x)
+    assert not torch.equal(mixer(x), expected)
+    assert not torch.equal(mixer(x), mixer(x))
+    assert torch.equal(mixer.eval()(x), expected)

@@ -1,0 +1,214 @@
+"""Fine-tuning: an encoder that learns together with the head on top of it.
+
+Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width,
+C channels of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
+from summarymixing.nnet.masking import zero_padding
+from summarymixing.nnet.span_mask import MaskScheme
+
+
+class LatentMasks(NamedTuple):
+    """span_mask : bool, (B, T); channel_mask : bool, (B, C); True: hidden."""
+
+    span_mask: Tensor
+    channel_mask: Tensor
+
+    def to(self, device: torch.device | str) -> LatentMasks:
+        """Copy to a device."""
+        return LatentMasks(*(m.to(device, non_blocking=True) for m in self))
+
+
+def draw_masks(
+    num_frames: Sequence[int],
+    num_channels: int,
+    seeds: Sequence[int],
+    *,
+    frames: MaskScheme | None = None,
+    channels: MaskScheme | None = None,
+) -> LatentMasks:
+    """Draw what is hidden from the encoder, for each utterance alone.
+
+    Made on the CPU, so that no accelerator waits for it.
+
+    Arguments
+    ---------
+    num_frames : sequence of B int
+        Valid frames; padding is never masked.
+    num_channels : int
+        C of the latents.
+    seeds : sequence of B int
+    frames, channels : callable, optional
+        `scheme(number, rng)` gives the masked ones; None masks nothing.
+
+    Returns
+    -------
+    LatentMasks
+
+    Example
+    -------
+    >>> masks = draw_masks([3, 1], 2, [7, 8], frames=lambda n, rng: [n - 1])
+    >>> masks.span_mask
+    tensor([[False, False,  True],
+            [ True, False, False]])
+    """
+    span_mask = torch.zeros(len(num_frames), max(num_frames), dtype=torch.bool)
+    channel_mask = torch.zeros(len(num_frames), num_channels, dtype=torch.bool)
+    for b, (valid, seed) in enumerate(zip(num_frames, seeds, strict=True)):
+        rng = np.random.default_rng(seed)
+        if frames is not None:
+            span_mask[b, frames(valid, rng)] = True
+        if channels is not None:
+            channel_mask[b, channels(num_channels, rng)] = True
+    return LatentMasks(span_mask, channel_mask)
+
+
+class FineTuned(nn.Module):
+    """Encoder and head as one module, so that one reducer serves both.
+
+    Arguments
+    ---------
+    encoder : Wav2Vec2Encoder
+    head : nn.Module
+        `head(features, padding_mask)`, see lobes/heads.py; it gets the last
+        hidden state.
+    train_front_end : bool
+        Let the front end learn with the first layer, instead of never.
+
+    Example
+    -------
+    >>> encoder = Wav2Vec2Encoder(num_layers=2, d_model=16, d_ffn=32)
+    >>> model = FineTuned(encoder, lambda features, padding_mask: features)
+    >>> predicted, padding_mask = model(torch.rand(1, 4_000), torch.ones(1))
+    >>> predicted.shape
+    torch.Size([1, 13, 16])
+    """
+
+    def __init__(
+        self,
+        encoder: Wav2Vec2Encoder,
+        head: nn.Module,
+        *,
+        train_front_end: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.train_front_end = train_front_end
+        self.train_layers(range(encoder.num_layers))
+
+    def train_layers(self, layers: Collection[int]) -> None:
+        """Choose which layers of the encoder learn; the head always does.
+
+        What is below the first layer learns with it, the final norm with the
+        last layer. No graph is kept below the lowest part that learns. DDP
+        must be wrapped around the module again after a change.
+
+        Arguments
+        ---------
+        layers : collection of int
+            Counted from 0; empty: the head alone.
+        """
+        encoder, stack = self.encoder, self.encoder.encoder
+        encoder.requires_grad_(False)
+        for index in layers:
+            stack.layers[index].requires_grad_(True)
+        first = 0 in layers
+        encoder.project.requires_grad_(first)
+        encoder.mask_embedding.requires_grad_(first)
+        encoder.front_end.requires_grad_(first and self.train_front_end)
+        stack.norm.requires_grad_(encoder.num_layers - 1 in layers)
+
+    def mixers(self) -> nn.ModuleList:
+        """Return the mixers of all layers."""
+        layers: Any = self.encoder.encoder.layers
+        return nn.ModuleList(layer.mixer for layer in layers)
+
+    def forward(
+        self,
+        wavs: Tensor,
+        wav_lens: Tensor,
+        masks: LatentMasks | None = None,
+        layer_drop_seed: int | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Predict from audio.
+
+        Arguments
+        ---------
+        wavs : Tensor, (B, S)
+        wav_lens : Tensor, float, (B,)
+            Relative lengths.
+        masks : LatentMasks, optional
+            In training, always: the mask embedding must take part in every
+            backward pass, even if it replaces nothing.
+        layer_drop_seed : int, optional
+
+        Returns
+        -------
+        Tensor or UtteranceOutput
+            What the head makes of the last hidden state (B, T, D).
+        Tensor, bool, (B, T)
+            Padding mask.
+        """
+        latents, padding_mask = self.encoder.extract(wavs, wav_lens)
+        if masks is not None:
+            latents = latents.masked_fill(masks.channel_mask.unsqueeze(1), 0)
+        encoded = self.encoder.contextualise(
+            latents,
+            padding_mask,
+            span_mask=None if masks is None else masks.span_mask,
+            layer_drop_seed=layer_drop_seed,
+        )
+        features = zero_padding(encoded.output, padding_mask)
+        return self.head(features, padding_mask), padding_mask
+
+
+def with_regularisation(
+    encoder: Wav2Vec2Encoder,
+    *,
+    dropout: float | None = None,
+    layer_drop: float | None = None,
+    mixer_dropout: float | None = None,
+) -> Wav2Vec2Encoder:
+    """Return an encoder with the same weights and other regularisation.
+
+    Arguments
+    ---------
+    encoder : Wav2Vec2Encoder
+    dropout, layer_drop, mixer_dropout : float, optional
+        None keeps what the encoder was made with. TypeError for a mixer
+        without dropout, ValueError for what is no probability.
+
+    Returns
+    -------
+    Wav2Vec2Encoder
+
+    Example
+    -------
+    >>> encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
+    >>> with_regularisation(encoder, layer_drop=0.5).encoder.layer_drop
+    0.5
+    """
+    architecture = {
+        **encoder.config,
+        **_given(dropout=dropout, layer_drop=layer_drop),
+    }
+    mixer = {**architecture.pop("mixer"), **_given(dropout=mixer_dropout)}
+    changed = Wav2Vec2Encoder(
+        mixer=mixer_from_description(mixer), **architecture
+    )
+    changed.load_state_dict(encoder.state_dict())
+    return changed
+
+
+def _given(**values: float | None) -> dict[str, float]:
+    return {name: v for name, v in values.items() if v is not None}
