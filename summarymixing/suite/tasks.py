@@ -204,8 +204,8 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
     Arguments
     ---------
     text : str, optional
-        Names with commas between, or "all" of MP3S. Without: the paper's tasks, as
-        far as their corpora are there.
+        Names with commas between, or "all" of MP3S. Without: the paper's
+        tasks, as far as their corpora are there.
     corpora : iterable of str
         Corpora that are there.
 

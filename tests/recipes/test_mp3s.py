@@ -5,6 +5,9 @@ tested in tests/unit/lobes/test_heads.py.
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,19 +21,16 @@ from summarymixing.training.folds import probe_folds
 from summarymixing.training.launch import run
 from summarymixing.training.probe import probe
 
-FILES = {
-    path.stem: path
-    for path in (Path(__file__).resolve().parents[2] / "hparams" / "mp3s").glob(
-        "*.yaml"
-    )
-}
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+FILES = {path.stem: path for path in (ROOT / "hparams/mp3s").glob("*.yaml")}
 UTTERANCES = {
     "train-clean-100": 5,
     "dev-clean": 2,
     "test-clean": 2,
     "test-other": 1,
 }
-FSDD = Path(__file__).resolve().parents[3] / "shared" / "data" / "fsdd"
+FSDD = ROOT.parent / "shared" / "data" / "fsdd"
 BUILDERS = {
     "librispeech": lambda dest: (
         miniature.build_librispeech(dest, utterances=UTTERANCES) / "LibriSpeech"
@@ -195,3 +195,30 @@ def test_trials_of_another_corpus_end_before_training(
     message = capsys.readouterr().err
     assert "3 of 3 utterances" in message and "Traceback" not in message
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_two_processes_verify_as_one(manifests, encoder, tmp_path):
+    """Batch norm, the margin and embeddings of unequal shares."""
+    words = command("voxceleb1_ecapa", manifests, encoder, tmp_path)
+    script = str(ROOT / "recipes/mp3s/verification.py")
+    subprocess.run(
+        [*TORCHRUN, "--nproc_per_node=2", script, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    metrics = read_metrics(tmp_path)
+    scores = (tmp_path / "scores_test.csv").read_text()
+    assert metrics["updates"] == 2
+    run(probe, [*words, "--test_only"])
+    alone = read_metrics(tmp_path)["splits"]["test"]
+    assert alone == pytest.approx(metrics["splits"]["test"], abs=1e-4)
+    assert (tmp_path / "scores_test.csv").read_text() == scores
+
+
+@pytest.mark.parametrize(
+    "change", ["--precision=bf16", "--max_batch_seconds=12"]
+)
+def test_one_value_makes_it_cheaper(change, manifests, encoder, tmp_path):
+    words = command("voxceleb1_xvector", manifests, encoder, tmp_path)
+    run(probe, [*words, change])
+    assert 0 <= read_metrics(tmp_path)["splits"]["test"]["eer"] <= 100

@@ -1,6 +1,7 @@
 """Training, resuming and testing a probe, in one process."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import soundfile
@@ -175,8 +176,8 @@ class FirstLetterTask(ProbeTask):
     def letter(self, row):
         return row.labels[self.label][self.position]
 
-    def adapt(self, utterance):
-        return utterance._replace(wav=utterance.wav[:1600])
+    def adapt(self, row, epoch):
+        return replace(row, segments=((0.0, 0.1),), duration=0.1)
 
     def for_test(self):
         task = FirstLetterTask(label=self.label)
