@@ -35,15 +35,14 @@ from summarymixing.pretrained import save_encoder
 from summarymixing.training.frozen_encoder import random_twin
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
-    ProbeBrain,
     check_choices,
-    count_parameters,
     load_data,
     make_checkpointer,
     make_head,
     run_fingerprint,
     train_and_test,
 )
+from summarymixing.training.probe_brain import ProbeBrain, count_parameters
 from summarymixing.training.probe_data import ProbeBatch
 from summarymixing.training.schedules import SCHEDULES
 

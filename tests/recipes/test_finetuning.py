@@ -14,8 +14,7 @@ from summarymixing.data.miniature import build_librispeech
 from summarymixing.data.prepare.librispeech import prepare_librispeech
 from summarymixing.errors import UserError
 from summarymixing.pretrained import save_encoder
-from summarymixing.training import finetuning
-from summarymixing.training import probe as probe_module
+from summarymixing.training import finetuning, probe_brain
 from summarymixing.training.finetuning import (
     FineTuningBrain,
     fine_tune,
@@ -142,7 +141,7 @@ def test_stopped_run_goes_on_where_it_was(
         expected = run_recipe(material, tmp_path / "straight", **options)
     answers = iter([False] * (num_updates - 1) + [True])
     monkeypatch.setattr(
-        probe_module, "stop_requested_anywhere", lambda: next(answers)
+        probe_brain, "stop_requested_anywhere", lambda: next(answers)
     )
     assert run_recipe(material, tmp_path / "run", **options) == (None, {})
     monkeypatch.undo()
@@ -323,7 +322,7 @@ def test_masks_follow_update_and_utterance(
     assert torch.equal(later.span_mask, masks.span_mask) != time
     brain.modules.eval()
     # Evaluation shows all, whatever the position.
-    stage = probe_module.sb.Stage.VALID
+    stage = probe_brain.sb.Stage.VALID
     first = brain.compute_forward(batch, stage)[0]
     brain.optimizer_step = 0
     assert torch.equal(brain.compute_forward(batch, stage)[0], first)

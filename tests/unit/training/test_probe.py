@@ -12,7 +12,7 @@ from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
 from summarymixing.pretrained import save_encoder
-from summarymixing.training import probe as probe_module
+from summarymixing.training import probe_brain
 from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
 from summarymixing.training.launch import load_hparams
 from summarymixing.training.probe import make_brain, probe
@@ -128,7 +128,7 @@ def test_stopped_run_goes_on_where_it_was(
 ):
     answers = iter([False] * (num_updates - 1) + [True])
     monkeypatch.setattr(
-        probe_module, "stop_requested_anywhere", lambda: next(answers)
+        probe_brain, "stop_requested_anywhere", lambda: next(answers)
     )
     assert run_probe(material, tmp_path) is None
     monkeypatch.undo()
