@@ -90,7 +90,7 @@ class ConvolutionBlock(nn.Module):
 
 
 class MelFilterbank(nn.Module):
-    """Log-Mel energies, normalised in each utterance; nothing is learned.
+    """Log-Mel energies; nothing is learned.
 
     Arguments
     ---------
@@ -120,8 +120,10 @@ class MelFilterbank(nn.Module):
         self.filterbank.compute_fbanks.log_mel = False
 
     @torch.no_grad()
-    def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
-        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
+    def decibels(
+        self, wavs: Tensor, num_samples: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-Mel energies as they are.
 
         Arguments
         ---------
@@ -133,7 +135,9 @@ class MelFilterbank(nn.Module):
         Returns
         -------
         Tensor, float32 even under autocast, (B, F, num_mels)
-            Zero on padding.
+            In dB, at most 80 dB below the loudest. Not zero on padding.
+        Tensor, bool, (B, F)
+            True on padding.
         """
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
         with torch.autocast(wavs.device.type, enabled=False):
@@ -142,6 +146,21 @@ class MelFilterbank(nn.Module):
                 num_samples // HOP_SAMPLES + 1, energies.shape[1]
             )
             mels = to_decibels(zero_padding(energies, padding_mask))
+        return mels, padding_mask
+
+    @torch.no_grad()
+    def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
+        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
+
+        Arguments as of `decibels`.
+
+        Returns
+        -------
+        Tensor, float32 even under autocast, (B, F, num_mels)
+            Zero on padding.
+        """
+        mels, padding_mask = self.decibels(wavs, num_samples)
+        with torch.autocast(wavs.device.type, enabled=False):
             mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
             variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
             # Silence has no variance; 1e-5 keeps it at zero.

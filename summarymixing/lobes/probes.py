@@ -18,6 +18,7 @@ from summarymixing.lobes.huggingface import HuggingFaceEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Output
 from summarymixing.nnet.masking import (
     absolute_lengths,
+    masked_mean,
     padding_mask_from_lengths,
     zero_padding,
 )
@@ -32,11 +33,15 @@ PRECISIONS = {
 }
 
 
+UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
+
+
 class LogMelEncoder(MelFilterbank):
     """Two filterbank frames side by side, in place of an encoder.
 
     What a probe reaches without pre-training or a network: no layers, and so
-    a single hidden state.
+    a single hidden state. The loudness of each utterance is removed, but not
+    the mean of each channel: heads that average over time would get nothing.
 
     Arguments
     ---------
@@ -59,7 +64,10 @@ class LogMelEncoder(MelFilterbank):
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         """Encode wavs (B, S) of relative lengths wav_lens (B,)."""
         num_samples = absolute_lengths(wav_lens, wavs.shape[1])
-        mels = self.mel_features(wavs, num_samples)
+        mels, padding_mask = self.decibels(wavs, num_samples)
+        loudness = masked_mean(mels, padding_mask).mean(dim=1)
+        mels = (mels - loudness[:, None, None]) / UNIT_DB
+        mels = zero_padding(mels, padding_mask)
         mels = F.pad(mels, (0, 0, 0, mels.shape[1] % 2))
         frames = mels.unflatten(1, (-1, 2)).flatten(2)
         padding_mask = padding_mask_from_lengths(

@@ -123,10 +123,22 @@ def test_hidden_states_are_zero_on_padding():
 
 def test_log_mel_encoder_pairs_the_filterbank_frames():
     wavs, wav_lens = torch.rand(2, 4000), torch.tensor([1.0, 0.5])
-    out = LogMelEncoder()(wavs, wav_lens)
+    encoder = LogMelEncoder()
+    out = encoder(wavs, wav_lens)
     (frames,) = out.hidden_states
-    mels = LogMelEncoder().mel_features(wavs, torch.tensor([4000, 2000]))
-    expected = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
-    _, padding_mask = expected.extract(wavs, wav_lens)
+    ours = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
+    _, padding_mask = ours.extract(wavs, wav_lens)
     assert torch.equal(out.padding_mask, padding_mask)
-    assert torch.equal(frames[:, 3], mels[:, 6:8].flatten(1))
+    mels, _ = encoder.decibels(wavs, torch.tensor([4000, 2000]))
+    expected = (mels[0] - mels[0].mean()) / 20
+    torch.testing.assert_close(frames[0, 3], expected[6:8].flatten())
+    assert (frames[1, (~padding_mask[1]).sum() :] == 0).all()
+
+
+def test_log_mel_features_do_not_depend_on_gain_but_keep_the_spectrum():
+    torch.manual_seed(0)
+    wavs, wav_lens = torch.randn(1, 4000), torch.ones(1)
+    (loud,) = LogMelEncoder()(wavs, wav_lens).hidden_states
+    (soft,) = LogMelEncoder()(0.1 * wavs, wav_lens).hidden_states
+    torch.testing.assert_close(loud, soft, atol=1e-4, rtol=0)
+    assert loud.mean(dim=1).std() > 0.05
