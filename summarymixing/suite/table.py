@@ -106,8 +106,13 @@ class Table:
         ]
         return [*measured, *self._quoted_rows()]
 
+    def _quoted(self) -> list[paper.Quoted]:
+        """Return the rows of the paper that share a column with this table."""
+        keys = {(column.task.name, column.split) for column in self.columns}
+        return [row for row in paper.ROWS if keys & row.percent.keys()]
+
     def _quoted_rows(self) -> Iterator[Row]:
-        for row in paper.ROWS:
+        for row in self._quoted():
             numbers = [
                 row.percent.get((column.task.name, column.split))
                 for column in self.columns
@@ -136,7 +141,7 @@ class Table:
             "In percent: mean ± sample deviation over seeds. Bold: no other "
             "encoder measured here is better. M: million parameters of the "
             "encoder.",
-            paper.NOTE,
+            *([paper.NOTE] if self._quoted() else []),
             *self._changes(),
         ]
 
@@ -195,7 +200,7 @@ class Table:
                 for column in columns:
                     line += _csv_cells(self.cell(encoder, column))
                 writer.writerow(line)
-            for row in paper.ROWS:
+            for row in self._quoted():
                 line = [row.name, "paper", str(row.size_m or NOTHING)]
                 for column in columns:
                     key = (column.task.name, column.split)

@@ -160,3 +160,9 @@ def test_a_record_of_an_unknown_task_is_passed_over(write_run, tmp_path):
     folder = write_run("b", "old_task", 1986, slurp(1))
     assert json.loads((folder / "run_all.json").read_text())
     assert read_results(tmp_path) == []
+
+
+def test_tasks_that_the_paper_has_not_stand_alone(write_run, tmp_path):
+    write_run("mine", "fsdd_linear", 1986, slurp(70.0))
+    text = Table(read_results(tmp_path)).markdown()
+    assert "| mine " in text and "paper" not in text
