@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from summarymixing.suite.steps import TORCHRUN, Steps, show
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 UPDATES = 500
-PROBE_EPOCHS = 12  # of speech recognition; the others take what they need
+PROBE_EPOCHS = 10  # of speech recognition; the others take what they need
 LIBRILIGHT_HOURS = 0.5
 # Corpora of the probes: hours, options of their preparation.
 PROBED: dict[str, tuple[float, list[str]]] = {
@@ -66,12 +65,6 @@ def run_step(steps: Steps, title: str, command: list[str]) -> None:
         )
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of the steps: cores shared by two processes."""
-    threads = max((os.cpu_count() or 2) // 2, 1)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
-
-
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(
@@ -92,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with Steps(REPOSITORY, environment()) as steps:
+    with Steps(REPOSITORY) as steps:
         prepare(steps, folder, arguments)
         pretrain(steps, folder, arguments.updates)
         probe(steps, folder, arguments)
