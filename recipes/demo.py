@@ -221,11 +221,12 @@ def write_report(
     )
     report.heading("Does pre-training help?")
     report.table(
-        ["task", "test", "%", *ENCODERS.values()],
+        ["task", "split", "utterances", "%", *ENCODERS.values()],
         [
             [
                 task,
-                f"{numbers['utterances']} utterances, {split}",
+                split,
+                numbers["utterances"],
                 metric,
                 *[
                     round(by_encoder[name]["splits"][split][metric], 1)
