@@ -118,7 +118,7 @@ class ClassificationTask(ProbeTask):
             raise UserError(
                 f"column '{self.label}' of {train.path} has "
                 f"{len(self.outputs)} class to train on: {self.outputs}. "
-                "Prepare the whole corpus, or give another --task={label: ...}"
+                "Prepare the whole corpus, or give another label."
             )
         self._index = {name: i for i, name in enumerate(self.outputs)}
 

@@ -139,7 +139,7 @@ class BpeTokenizer:
             raise UserError(
                 f"SentencePiece cannot make {vocab_size} units of the "
                 f"training transcripts ({error}). Give another number with "
-                "--task={tokenizer: {vocab_size: ...}}, or more transcripts."
+                "--vocab_size=..., or more transcripts."
             ) from error
         self._processor = sentencepiece.SentencePieceProcessor(
             model_proto=model.getvalue()
