@@ -24,7 +24,6 @@ from summarymixing.suite.steps import TORCHRUN, Steps, show
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 UPDATES = 500
-PROBE_EPOCHS = 10  # of speech recognition; the others take what they need
 LIBRILIGHT_HOURS = 0.5
 # Corpora of the probes: hours, options of their preparation.
 PROBED: dict[str, tuple[float, list[str]]] = {
@@ -35,6 +34,7 @@ PROBED: dict[str, tuple[float, list[str]]] = {
 # The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "librispeech_lstm": {
+        "number_of_epochs": 10,
         "head": "{hidden_size: 96, num_layers: 1, dropout: 0.0}",
         "batch_size": 8,
         "learning_rate": 2e-3,
@@ -81,7 +81,7 @@ def main() -> None:
         type=float,
         help="of each corpus of the probes (default: 0.2 or a little more)",
     )
-    parser.add_argument("--probe_epochs", type=int, default=PROBE_EPOCHS)
+    parser.add_argument("--probe_epochs", type=int, help="of every probe")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,9 @@ def probe(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
     # JSON is YAML.
     (folder / "corpora.yaml").write_text(json.dumps(corpora, indent=2) + "\n")
     overrides = {task: dict(values) for task, values in OVERRIDES.items()}
-    overrides["librispeech_lstm"]["number_of_epochs"] = arguments.probe_epochs
+    if arguments.probe_epochs is not None:
+        for values in overrides.values():
+            values["number_of_epochs"] = arguments.probe_epochs
     run_step(
         steps,
         "Prepare them and probe both encoders on frozen features",

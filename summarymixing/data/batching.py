@@ -47,6 +47,9 @@ class BatchPlan:
         Instead of max_batch_seconds: so many utterances.
     order : str
         "random", or "ascending" in duration and the same in every epoch.
+    smallest_batch : int
+        What is left over at the end of an epoch joins the batch before it if
+        it is fewer utterances than that.
 
     Example
     -------
@@ -63,6 +66,7 @@ class BatchPlan:
         max_batch_seconds: float | None = None,
         batch_size: int | None = None,
         order: str = "random",
+        smallest_batch: int = 1,
     ) -> None:
         if (max_batch_seconds is None) == (batch_size is None):
             raise ValueError("Give either max_batch_seconds or batch_size.")
@@ -70,6 +74,7 @@ class BatchPlan:
             raise ValueError(f"order is 'random' or 'ascending', not {order}.")
         self.durations = np.asarray(durations, dtype=np.float64)
         self.seed, self.order = seed, order
+        self.smallest_batch = smallest_batch
         self._ascending = np.argsort(self.durations, kind="stable")
         if max_batch_seconds is not None:
             self._check_longest(max_batch_seconds)
@@ -129,7 +134,9 @@ class BatchPlan:
             full = len(waiting) // size * size
             batches += waiting[:full].reshape(-1, size).tolist()
             left_over = waiting[full:]
-        if len(left_over):
+        if batches and len(left_over) < self.smallest_batch:
+            batches[-1] += left_over.tolist()
+        elif len(left_over):
             batches.append(left_over.tolist())
         return batches
 

@@ -28,6 +28,7 @@ from speechbrain.nnet.RNN import LSTM
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from summarymixing.errors import UserError
 from summarymixing.nnet.masking import masked_mean, padding_mask_from_lengths
 
 HeadFactory = Callable[[int, int], nn.Module]
@@ -329,7 +330,16 @@ class EmbeddingHead(nn.Module):
     def forward(
         self, features: Tensor, padding_mask: Tensor
     ) -> UtteranceOutput:
-        """Map features (B, T, D), zero on padding, to one output each."""
+        """Map features (B, T, D), zero on padding, to one output each.
+
+        UserError in training for a single utterance.
+        """
+        if self.training and len(features) < 2:
+            raise UserError(
+                "this head has batch norms over embeddings, which cannot be "
+                "trained on a batch of one utterance; raise --batch_size or "
+                "--max_batch_seconds, and give --smallest_batch=2"
+            )
         embeddings = self.network(features, relative_lengths(padding_mask))
         logits = self.classifier(embeddings)
         return UtteranceOutput(embeddings.squeeze(1), logits.squeeze(1))

@@ -61,6 +61,8 @@ class HuggingFaceEncoder(nn.Module):
                 f"and HuggingFace cannot load it either: {error}"
             ) from error
         self.model = wrapper.model
+        # In train mode a dropped layer would leave no hidden state.
+        self.model.config.layerdrop = 0.0
         self.normalise = bool(wrapper.normalize_wav)
         self.uses_mask = bool(wrapper.feature_extractor.return_attention_mask)
         self.d_model = int(self.model.config.hidden_size)
@@ -84,23 +86,26 @@ class HuggingFaceEncoder(nn.Module):
         -------
         Wav2Vec2Output
             L+1 hidden states: the input of the first layer, then the output
-            of each layer.
+            of each layer, the last one normalised where the model does so.
         """
         num_samples = absolute_lengths(wav_lens, wavs.shape[1])
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
         wavs = zero_padding(wavs, beyond_end)
         if self.normalise:
             wavs = normalise_utterances(wavs, beyond_end)
-        states = self.model(
+        out = self.model(
             wavs,
             attention_mask=(~beyond_end).long() if self.uses_mask else None,
             output_hidden_states=True,
-        ).hidden_states
+        )
+        # Large models normalise after their last layer, which the list of
+        # hidden states does not show.
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
         num_frames = self.model._get_feat_extract_output_lengths(num_samples)
         padding_mask = padding_mask_from_lengths(
             num_frames.clamp(min=1), states[0].shape[1]
         )
-        return Wav2Vec2Output(list(states), padding_mask)
+        return Wav2Vec2Output(states, padding_mask)
 
 
 def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:

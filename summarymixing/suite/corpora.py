@@ -2,8 +2,8 @@
 
     manifests: /scratch/manifests       # optional; here MANIFESTS/CORPUS
     librispeech: /corpora/LibriSpeech
-    slurp:
-      source: /corpora/slurp
+    iemocap:
+      source: /corpora/IEMOCAP_improvised
       options: [--expected_utterances=0]
     voxceleb1:
       manifests: /scratch/manifests/vox # prepared already: needs no source

@@ -70,11 +70,16 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[Encoder]:
         sources.append(_find(source))
     derived = _name(sources)
     encoders = [
-        Encoder(name or derived[source], source, digest=_digest(source))
+        Encoder(name or derived[source], source, digest=digest_of(source))
         for name, source in zip(names, sources, strict=True)
     ]
     if random:
         first = encoders[0]
+        if first.source == LOG_MEL:
+            raise UserError(
+                f"--random draws the weights of the first encoder anew, and "
+                f"{LOG_MEL} has none; name another one first"
+            )
         encoders.append(
             replace(first, name=f"{first.name}_random", random=True)
         )
@@ -145,7 +150,7 @@ def _check_names(encoders: Sequence[Encoder]) -> None:
             )
 
 
-def _digest(source: str) -> str:
+def digest_of(source: str) -> str:
     """Return a fingerprint of the files; of a hub's name, the name."""
     folder = Path(source)
     if not folder.is_dir():

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from summarymixing.data.manifest import open_atomically
-from summarymixing.suite.encoders import Encoder
+from summarymixing.suite.encoders import Encoder, digest_of
 from summarymixing.suite.steps import show
 from summarymixing.suite.tasks import Task
 
@@ -61,6 +61,10 @@ class Job:
         """Say what is not there although the command went well."""
         return None
 
+    def obstacle(self) -> str | None:
+        """Say why it must not be run now."""
+        return None
+
     def write_record(self, **outcome: Any) -> None:
         """Write the record."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +81,15 @@ class Run(Job):
     encoder : Encoder
     task : Task
     seed : int
+    material : mapping
+        What the command does not show: where the manifests come from, the
+        content of the recipe file.
     """
 
     encoder: Encoder
     task: Task
     seed: int
+    material: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def title(self) -> str:
@@ -95,8 +103,22 @@ class Run(Job):
             "task": self.task.name,
             "seed": self.seed,
             "encoder_digest": self.encoder.digest,
+            "material": dict(self.material),
             **super().facts(),
         }
+
+    def obstacle(self) -> str | None:
+        """Say whether the encoder has changed since the runs were planned."""
+        is_folder = Path(self.encoder.source).is_dir()
+        if (
+            not is_folder
+            or digest_of(self.encoder.source) == self.encoder.digest
+        ):
+            return None
+        return (
+            f"the files in {self.encoder.source} have changed; probe a copy "
+            "while its pre-training goes on"
+        )
 
     def is_done(self) -> bool:
         """Return whether its results are there; see also `difference`."""
@@ -130,6 +152,9 @@ class Run(Job):
             )
         if record.get("encoder_digest") != self.encoder.digest:
             return f"the files in {self.encoder.source} were others then"
+        for name, then_value in record.get("material", {}).items():
+            if self.material.get(name) != then_value:
+                return f"the {name} was another one then"
         return None
 
 

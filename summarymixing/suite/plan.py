@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,29 @@ def _make_run(
         command.append(f"--fold={settings.iemocap_fold}")
     command += _free_words(settings, task)
     command.append("--noprogressbar")  # the output goes to a file
-    return Run(folder, tuple(command), task.corpus, encoder, task, seed)
+    return Run(
+        folder,
+        tuple(command),
+        task.corpus,
+        encoder,
+        task,
+        seed,
+        _describe_material(settings, task, corpora[task.corpus]),
+    )
+
+
+def _describe_material(
+    settings: Settings, task: Task, corpus: Corpus
+) -> dict[str, str]:
+    """Return what makes results others, and is not in the command."""
+    recipe = RecipeFile.read(settings.repository / task.yaml).as_text()
+    source = "prepared" if corpus.source is None else str(corpus.source)
+    return {
+        "corpus": " ".join([source, *corpus.options]),
+        "recipe file": hashlib.blake2b(
+            recipe.encode(), digest_size=8
+        ).hexdigest(),
+    }
 
 
 def _launcher(processes: int) -> list[str]:

@@ -88,6 +88,10 @@ class _Progress:
 def _run(job: Job, steps: Steps, progress: _Progress | None = None) -> bool:
     """Run one job, say how it ended and return whether it went well."""
     with _record(job) as record:
+        if obstacle := job.obstacle():
+            record["state"] = FAILED
+            print(f"FAILED: {obstacle}", flush=True)
+            return False
         step = steps.run(job.title, job.command, job.log)
         record["status"] = step.status
         wrong = f"status {step.status}" if step.status else job.lacks()

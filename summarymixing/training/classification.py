@@ -9,7 +9,7 @@ import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,12 @@ class ClassificationTask(ProbeTask):
     ) -> None:
         super().__init__(label=label)
         self.fold = fold
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fold: two of them may have the same training rows."""
+        if self.fold is None:
+            return {}
+        return {"fold": f"{self.fold.column} {self.fold.test_speaker}"}
 
     def keeps(self, row: Row, role: Role) -> bool:
         """Keep the utterances of the fold's speakers."""

@@ -58,6 +58,7 @@ def run_fingerprint(
         "encoder": digest(encoder),
         "outputs": f"{derive_seed(*task.outputs):x}",
         "seed": hparams["seed"],
+        **task.identity(),
     }
 
 

@@ -231,6 +231,7 @@ def _train_plan(manifest: Manifest, hparams: Mapping[str, Any]) -> BatchPlan:
         max_batch_seconds=seconds,
         batch_size=None if seconds else hparams["batch_size"],
         order=hparams["order"],
+        smallest_batch=hparams.get("smallest_batch", 1),
     )
 
 

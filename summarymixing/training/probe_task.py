@@ -47,6 +47,13 @@ class ProbeTask(ABC):
         del split, manifest
         return {}
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a run must not change when it goes on, beside outputs.
+
+        JSON-able.
+        """
+        return {}
+
     def keeps(self, row: Row, role: Role) -> bool:
         """Return whether an utterance of a split is used."""
         del row, role

@@ -129,6 +129,9 @@ class BpeTokenizer:
                 model_type="bpe",
                 vocab_size=vocab_size,
                 character_coverage=1.0,
+                # Decoding must give back what stands in the transcripts: by
+                # default "…" would become "..." and count as an error.
+                normalization_rule_name="identity",
                 unk_id=0,
                 bos_id=-1,
                 eos_id=-1,

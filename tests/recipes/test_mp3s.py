@@ -119,13 +119,9 @@ def read_metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def main_of(stem):
-    return probe_folds if "iemocap" in stem else probe
-
-
 @pytest.mark.parametrize("stem", sorted(FILES))
 def test_two_updates_and_the_evaluation(stem, manifests, encoder, tmp_path):
-    run(main_of(stem), command(stem, manifests, encoder, tmp_path))
+    run(probe_folds, command(stem, manifests, encoder, tmp_path))
     metrics = read_metrics(tmp_path)
     assert metrics["updates"] == 2
     name, low, high = METRICS[metrics["task"]]
@@ -160,6 +156,16 @@ def test_all_folds_with_mean_and_deviation(manifests, encoder, tmp_path):
     accuracies = torch.tensor([f["accuracy"] for f in folds]).double()
     assert joined["accuracy"] == pytest.approx(accuracies.mean().item())
     assert joined["accuracy_std"] == pytest.approx(accuracies.std().item())
+
+
+def test_another_fold_needs_another_folder(
+    manifests, encoder, tmp_path, capsys
+):
+    words = command("iemocap_linear", manifests, encoder, tmp_path)
+    run(probe_folds, [*words, "--fold=1"])
+    with pytest.raises(SystemExit):
+        run(probe_folds, [*words, "--fold=2"])
+    assert "fold" in capsys.readouterr().err
 
 
 def test_mp3s_is_one_value(manifests, encoder, tmp_path):

@@ -228,3 +228,16 @@ def test_wavs_are_padded_on_the_right_and_lengths_are_relative():
         [1, 0, 0, 0, 0],
     ]
     torch.testing.assert_close(lengths, torch.tensor([0.6, 1.0, 0.2]))
+
+
+@pytest.mark.parametrize("order", ["random", "ascending"])
+def test_a_left_over_that_is_too_small_joins_the_batch_before(order):
+    plan = BatchPlan(
+        [1.0] * 9, seed=0, batch_size=4, order=order, smallest_batch=2
+    )
+    for epoch in range(3):
+        batches = plan.batches(epoch)
+        assert sorted(map(len, batches)) == [4, 5] and len(plan) == 2
+        assert sorted(sum(batches, [])) == list(range(9))
+    alone = BatchPlan([1.0], seed=0, batch_size=4, smallest_batch=2)
+    assert alone.batches(0) == [[0]]

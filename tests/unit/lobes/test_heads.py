@@ -5,6 +5,7 @@ import torch
 from speechbrain.lobes.models.Xvector import Xvector
 from torch.nn.utils.rnn import pad_sequence
 
+from summarymixing.errors import UserError
 from summarymixing.lobes.heads import (
     ContextNetHead,
     EcapaHead,
@@ -184,3 +185,10 @@ def test_only_the_weighted_sum_stands_before_a_head(name):
             ours[moved], theirs[moved], atol=1e-4, rtol=0
         )
     assert any((o != b).any() for o, b in zip(through, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ecapa", "xvector"])
+def test_batch_norm_needs_two_utterances(name):
+    head = SMALL[name](6, 5)
+    with pytest.raises(UserError, match="smallest_batch"):
+        head(torch.randn(1, 9, 6), torch.zeros(1, 9) > 0)

@@ -27,6 +27,10 @@ SMALL = {
 KINDS = {
     "wav2vec2": ("Wav2Vec2", {"feat_extract_norm": "layer"}),
     "wav2vec2 base": ("Wav2Vec2", {"feat_extract_norm": "group"}),
+    "wav2vec2 large": (
+        "Wav2Vec2",
+        {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    ),
     "hubert": ("Hubert", {"feat_extract_norm": "layer"}),
     "wavlm": ("WavLM", {"feat_extract_norm": "layer"}),
     "data2vec": ("Data2VecAudio", {"conv_pos_kernel_size": 3}),
@@ -64,9 +68,10 @@ def test_hidden_states_are_those_of_the_model(kind, tmp_path):
     wavs = torch.randn(1, 8000) * 0.1 + 0.3
     out = frozen(wavs, torch.ones(1))
     unit = (wavs - wavs.mean()) / (wavs.var(unbiased=False) + 1e-7).sqrt()
-    expected = encoder.model(unit, output_hidden_states=True).hidden_states
+    expected = encoder.model(unit, output_hidden_states=True)
     assert len(out.hidden_states) == 3
-    for ours, theirs in zip(out.hidden_states, expected, strict=True):
+    states = [*expected.hidden_states[:2], expected.last_hidden_state]
+    for ours, theirs in zip(out.hidden_states, states, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert out.padding_mask.shape == out.hidden_states[0].shape[:2]
     assert not out.padding_mask.any()
@@ -116,6 +121,16 @@ def test_random_twin_and_frozen(tmp_path):
     for frozen in (pretrained, twin):
         assert not frozen.train().encoder.model.training
         assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_train_mode_leaves_all_states(kind, tmp_path):
+    """Layer drop is on in the configurations of the hub."""
+    frozen = load(save_model(kind, tmp_path), encoder_train_mode=True).train()
+    assert frozen.encoder.model.training
+    for _ in range(10):
+        out = frozen(torch.randn(1, 4000), torch.ones(1))
+        assert len(out.hidden_states) == 3
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -7,11 +7,12 @@ import pytest
 
 from summarymixing.errors import UserError
 from summarymixing.suite.corpora import Corpus
-from summarymixing.suite.encoders import Encoder
+from summarymixing.suite.encoders import Encoder, digest_of
 from summarymixing.suite.overrides import Override, check_overrides
 from summarymixing.suite.plan import Settings, make_plan
 from summarymixing.suite.steps import show
 from summarymixing.suite.tasks import TASKS
+from summarymixing.training.hyperparameters import RecipeFile
 
 ROOT = Path(__file__).resolve().parents[3]
 LIBRISPEECH = TASKS["librispeech_lstm"]
@@ -20,9 +21,18 @@ ENCODER = Encoder("base", "org/base", digest="1")
 
 @pytest.fixture
 def plan(tmp_path):
-    def plan(*texts, encoders=(ENCODER,), tasks=(LIBRISPEECH,), **settings):
+    def plan(
+        *texts,
+        encoders=(ENCODER,),
+        tasks=(LIBRISPEECH,),
+        source="ls",
+        options=(),
+        **settings,
+    ):
         corpora = {
-            task.corpus: Corpus(task.corpus, tmp_path / "m", tmp_path / "ls")
+            task.corpus: Corpus(
+                task.corpus, tmp_path / "m", tmp_path / source, options
+            )
             for task in tasks
         }
         return make_plan(
@@ -124,6 +134,8 @@ def test_what_is_done_needs_no_run_and_no_preparation(plan):
             {"encoders": [Encoder("base", "org/base", digest="2")]},
             "the files in org/base were others then",
         ),
+        ({"source": "larger"}, "the corpus was another one then"),
+        ({"options": ("--splits", "a")}, "the corpus was another one then"),
     ],
 )
 def test_a_changed_command_is_not_taken_for_done(plan, change, message):
@@ -138,6 +150,22 @@ def test_a_changed_command_is_not_taken_for_done(plan, change, message):
     (run.folder / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match="other commands"):
         plan("batch_size=2")
+
+
+def test_a_changed_recipe_file_is_not_taken_for_done(plan, monkeypatch):
+    finish(plan().runs[0])
+    monkeypatch.setattr(RecipeFile, "as_text", lambda recipe: "edited")
+    with pytest.raises(UserError, match="the recipe file was another one"):
+        plan()
+
+
+def test_an_encoder_that_changes_meanwhile_is_not_probed(plan, tmp_path):
+    (tmp_path / "encoder.json").write_text("{}")
+    before = Encoder("x", str(tmp_path), digest=digest_of(str(tmp_path)))
+    (run,) = plan(encoders=[before]).runs
+    assert run.obstacle() is None
+    (tmp_path / "encoder.json").write_text("{ }")
+    assert "have changed" in run.obstacle()
 
 
 def test_a_command_that_failed_at_once_may_be_mended(plan):

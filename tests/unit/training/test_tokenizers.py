@@ -8,7 +8,11 @@ from summarymixing.errors import UserError
 from summarymixing.training.ctc import CtcTask
 from summarymixing.training.tokenizers import BpeTokenizer
 
-TEXTS = ["Mae'r gath yn y tŷ.", "Mae hi'n braf heddiw!", "yn y tŷ mae'r gath"]
+TEXTS = [
+    "Mae'r gath yn y tŷ.",
+    "Mae hi'n braf… heddiw! ½",
+    "yn y tŷ mae'r gath",
+]
 
 
 def make_tokenizer(folder=None):
