@@ -130,8 +130,12 @@ def test_a_run_that_someone_stops_stops_the_plan(make_plan, tmp_path):
 
 
 DRIVER = """
+import signal
 import sys
 from pathlib import Path
+
+# Whoever started the tests may have it ignored, as nohup does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {here!r})
 from test_runner import execute, make_run
 from summarymixing.suite.plan import Plan
