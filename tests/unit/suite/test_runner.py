@@ -168,6 +168,7 @@ def test_a_signal_stops_the_run_and_is_waited_for(
         output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == status
     assert output.endswith("stopped\n")
     assert (
