@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from summarymixing.data.manifest import open_atomically
 from summarymixing.errors import UserError
@@ -62,16 +63,27 @@ def save_encoder(
         "frames_per_second": FRAMES_PER_SECOND,
         "trained_on": trained_on or {},
     }
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in encoder.state_dict().items()
-    }
-    aside = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
-    save_file(weights, aside)
-    os.replace(aside, folder / WEIGHTS_NAME)
+    save_weights(encoder, folder / WEIGHTS_NAME)
     with open_atomically(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the weights of a module in safetensors, whole or not at all.
+
+    Arguments
+    ---------
+    module : nn.Module
+    path : Path
+    """
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(weights, aside)
+    os.replace(aside, path)
 
 
 def load_encoder(

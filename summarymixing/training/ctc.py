@@ -262,10 +262,10 @@ class CtcTask(ProbeTask):
     def _encode(self, row: Row) -> list[int]:
         return self.tokenizer.encode(self.text(row))
 
-    def _targets(self, row: Row) -> list[int]:
+    def _targets(self, ids: list[int]) -> list[int]:
         """Return what CTC shall align: no blank, even if it means unknown."""
         blank = self.tokenizer.blank_id
-        return [i for i in self._encode(row) if i != blank]
+        return [i for i in ids if i != blank]
 
     def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
         """Count what cannot be learned or recognised.
@@ -286,7 +286,7 @@ class CtcTask(ProbeTask):
             ids = self._encode(row)
             unknown += ids.count(self.tokenizer.unknown_id)
             frames = int(num_frames(round(row.duration * SAMPLE_RATE_HZ)))
-            too_short += frames < frames_needed(self._targets(row))
+            too_short += frames < frames_needed(self._targets(ids))
         if unknown or too_short:
             logger.warning(
                 "%s: %d tokens never occur in the training transcripts; %d of "
@@ -317,7 +317,8 @@ class CtcTask(ProbeTask):
             Zero where the utterance is too short for its transcript.
         """
         targets = [
-            torch.tensor(self._targets(row), dtype=torch.long) for row in rows
+            torch.tensor(self._targets(self._encode(row)), dtype=torch.long)
+            for row in rows
         ]
         lengths = torch.tensor([len(target) for target in targets])
         # SpeechBrain's ctc_loss divides by zero for an empty transcript.

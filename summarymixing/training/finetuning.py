@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from summarymixing.errors import UserError
@@ -31,7 +29,7 @@ from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
-from summarymixing.pretrained import save_encoder
+from summarymixing.pretrained import save_encoder, save_weights
 from summarymixing.training.frozen_encoder import random_twin
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
@@ -263,13 +261,7 @@ class FineTuningBrain(ProbeBrain):
         save_encoder(
             self.probe.encoder, self.folder / "encoder", trained_on=metrics
         )
-        head = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.probe.head.state_dict().items()
-        }
-        aside = self.folder / f".head.safetensors.{os.getpid()}"
-        save_file(head, aside)
-        os.replace(aside, self.folder / "head.safetensors")
+        save_weights(self.probe.head, self.folder / "head.safetensors")
 
 
 def _mask_scheme(ratio: float, length: int) -> MaskScheme | None:

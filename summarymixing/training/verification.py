@@ -17,6 +17,7 @@ from speechbrain.nnet.losses import AdditiveAngularMargin
 from torch import Tensor
 
 from summarymixing.data.manifest import Manifest, Row, open_atomically
+from summarymixing.data.prepare.common import Trial
 from summarymixing.errors import UserError
 from summarymixing.lobes.heads import UtteranceOutput
 from summarymixing.nnet.randomness import derive_seed
@@ -28,17 +29,9 @@ from summarymixing.nnet.verification import (
 from summarymixing.training.classification import ClassificationTask
 from summarymixing.training.probe_task import ProbeTask
 
-TRIAL_COLUMNS = ("target", "enrol", "test")
+SAME_SPEAKER = "1"  # target of a trial
 RECORDING = "recording_s"  # label: duration of the whole recording
 RESOLUTION_S = 1 / 16_000  # of the start of a crop
-
-
-class Trial(NamedTuple):
-    """is_target : the same speaker; enrol, test : ids of utterances."""
-
-    is_target: bool
-    enrol: str
-    test: str
 
 
 class Embedded(NamedTuple):
@@ -209,7 +202,9 @@ class TrialTask(ProbeTask):
     def summarise(self, scores: Sequence[Embedded]) -> dict[str, float]:
         """Return the equal error rate in percent and the minimum cost."""
         similarities = self._similarities(scores)
-        is_target = torch.tensor([t.is_target for t in self.trials])
+        is_target = torch.tensor(
+            [t.target == SAME_SPEAKER for t in self.trials]
+        )
         return {
             "eer": 100 * equal_error_rate(similarities, is_target),
             "min_dcf": min_detection_cost(similarities, is_target),
@@ -224,10 +219,9 @@ class TrialTask(ProbeTask):
         similarities = self._similarities(scores).tolist()
         with open_atomically(folder / f"scores_{split}.csv") as file:
             writer = csv.writer(file)
-            writer.writerow([*TRIAL_COLUMNS, "score"])
+            writer.writerow([*Trial._fields, "score"])
             for trial, score in zip(self.trials, similarities, strict=True):
-                pair = int(trial.is_target), trial.enrol, trial.test
-                writer.writerow([*pair, f"{score:.6f}"])
+                writer.writerow([*trial, f"{score:.6f}"])
 
     def _similarities(self, scores: Sequence[Embedded]) -> Tensor:
         index = {score.id: i for i, score in enumerate(scores)}
@@ -257,18 +251,18 @@ def read_trials(path: Path) -> list[Trial]:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}. {again}") from error
-    if not lines or tuple(lines[0]) != TRIAL_COLUMNS:
+    if not lines or tuple(lines[0]) != Trial._fields:
         raise UserError(
-            f"{path} does not begin with {','.join(TRIAL_COLUMNS)}. {again}"
+            f"{path} does not begin with {','.join(Trial._fields)}. {again}"
         )
     for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(TRIAL_COLUMNS) or line[0] not in ("0", "1"):
+        if len(line) != len(Trial._fields) or line[0] not in ("0", "1"):
             raise UserError(
                 f"{path}, line {number}: {','.join(line)!r} is no trial "
                 f"(0 or 1, two ids). {again}"
             )
-    trials = [Trial(line[0] == "1", *line[1:]) for line in lines[1:]]
-    if len({trial.is_target for trial in trials}) < 2:
+    trials = [Trial(*line) for line in lines[1:]]
+    if len({trial.target for trial in trials}) < 2:
         raise UserError(
             f"{path} needs trials of one speaker and of two: error rates "
             f"compare both. {again}"

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,11 @@ from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.miniature import build_librispeech
 from summarymixing.data.prepare.librispeech import prepare_librispeech
 from summarymixing.pretrained import save_encoder
+from summarymixing.suite.steps import TORCHRUN
 from summarymixing.training.launch import run
 from summarymixing.training.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 # Odd numbers, so that two processes get unequal shares; one gets nothing of
 # test-other.
 UTTERANCES = {

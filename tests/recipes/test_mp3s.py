@@ -7,7 +7,6 @@ tested in tests/unit/lobes/test_heads.py.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,12 @@ from summarymixing import Wav2Vec2Encoder
 from summarymixing.data import miniature
 from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
+from summarymixing.suite.steps import TORCHRUN
 from summarymixing.training.folds import probe_folds
 from summarymixing.training.launch import run
 from summarymixing.training.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 FILES = {path.stem: path for path in (ROOT / "hparams/mp3s").glob("*.yaml")}
 UTTERANCES = {
     "train-clean-100": 5,
