@@ -223,11 +223,13 @@ class _Chunks:
         with ProcessPoolExecutor(
             num_workers, initializer=_start_worker
         ) as pool:
-            # Submitting forks the processes: before the bar starts a thread.
-            futures = [
-                pool.submit(_finish_chunk, *self._chunk(path)) for path in todo
-            ]
             try:
+                # Submitting forks the processes: before the bar starts a
+                # thread. It raises, too, if one has died in the meantime.
+                futures = [
+                    pool.submit(_finish_chunk, *self._chunk(path))
+                    for path in todo
+                ]
                 self._show_progress(
                     todo, (future.result() for future in as_completed(futures))
                 )

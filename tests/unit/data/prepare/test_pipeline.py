@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -264,6 +266,15 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path):
 def test_a_worker_that_dies_is_explained(tmp_path):
     with pytest.raises(UserError, match="worker process was killed"):
         make(tmp_path, work=die).run(num_workers=2)
+
+
+def test_a_worker_that_dies_early_is_explained(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise BrokenProcessPool("A child process terminated abruptly")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse)
+    with pytest.raises(UserError, match="worker process was killed"):
+        make(tmp_path).run(num_workers=2)
 
 
 def die(task):
