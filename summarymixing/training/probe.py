@@ -5,6 +5,7 @@ A new task is a `ProbeTask` and a YAML file that names it with its head.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,6 @@ def probe(hparams: dict[str, Any], run_opts: Any) -> None:
 
 def train_and_test(brain: ProbeBrain) -> None:
     """Do what is left of a run."""
-    try:
+    with contextlib.suppress(Stopped):
         brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
-    except Stopped:
-        return
-    brain.test()
+        brain.test()

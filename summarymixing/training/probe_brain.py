@@ -22,7 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from summarymixing.errors import UserError
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.training import layer_weights, processes
-from summarymixing.training.launch import stop_requested_anywhere
+from summarymixing.training.launch import (
+    stop_requested,
+    stop_requested_anywhere,
+)
 from summarymixing.training.probe_data import (
     ProbeBatch,
     ProbeData,
@@ -59,6 +62,7 @@ class ProbeBrain(sb.Brain):
         self.rank = processes.rank()
         self.folder = Path(self.hparams.output_folder)
         self.results: dict[str, float] = {}  # of the evaluation just done
+        self.saved_to_validate: int | None = None  # last update of its epoch
 
     @property
     def selected_by(self) -> str | None:
@@ -79,7 +83,7 @@ class ProbeBrain(sb.Brain):
         for epoch in range(self.hparams.number_of_epochs):
             start = max(self.optimizer_step, data.first_update(epoch))
             stop = min(data.first_update(epoch + 1), self.num_updates)
-            if start < stop:
+            if start < stop or start == stop == self.saved_to_validate:
                 data.sampler.set_range(start, stop)
                 self.last_update_of_epoch = stop
                 yield epoch + 1
@@ -89,21 +93,25 @@ class ProbeBrain(sb.Brain):
     def on_fit_start(self) -> None:
         """Wrap, make the optimisers, resume."""
         super().on_fit_start()
-        self._check_position()
+        self._read_position()
         self.run_log = RunLog(self.folder, resumed_at=self.optimizer_step)
         if self.optimizer_step:
             logger.info("going on from update %d", self.optimizer_step)
 
-    def _check_position(self) -> None:
+    def _read_position(self) -> None:
         """Refuse to go on where updates are counted in other units."""
         last = self.checkpointer.find_checkpoint()
-        if last is not None and last.meta["units"] != self.data.units:
+        if last is None:
+            return
+        if last.meta["units"] != self.data.units:
             raise UserError(
                 f"{last.path} was saved with {last.meta['units']}, this run "
                 f"has {self.data.units}. Give the same batches and number of "
                 "processes to go on, --test_only to test it, or another "
                 "--output_folder"
             )
+        if "epoch" not in last.meta:
+            self.saved_to_validate = self.optimizer_step
 
     def _wrap_distributed(self) -> None:
         """Wrap the probe once.
@@ -198,6 +206,16 @@ class ProbeBrain(sb.Brain):
 
     # Stages
 
+    def evaluate_batch(self, batch: ProbeBatch, stage: sb.Stage) -> Tensor:
+        """Leave an evaluation at once where that is asked for.
+
+        Not where several processes may have unequal numbers of batches: they
+        could not agree. What they have learned is saved all the same.
+        """
+        if stop_requested() and not dist.is_initialized():
+            raise Stopped
+        return super().evaluate_batch(batch, stage)
+
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
         del epoch
@@ -216,12 +234,20 @@ class ProbeBrain(sb.Brain):
         """Log; after a validation anneal and save."""
         del stage_loss
         if _is_training(stage):
-            self._log_train()
+            self._end_training()
             return
         self.scored = gather(self.scored)
         self.results = self._summarise()
         if stage == sb.Stage.VALID:
             self._end_epoch(int(epoch or 0), self.results)
+
+    def _end_training(self) -> None:
+        """Log and save: a kill during the validation costs no more than it."""
+        if self.optimizer_step == self.saved_to_validate:
+            return  # that was before this run went on
+        self._log_train()
+        self.save_checkpoint({})
+        self.saved_to_validate = self.optimizer_step
 
     def _log_train(self) -> None:
         if dist.is_initialized():
@@ -252,6 +278,7 @@ class ProbeBrain(sb.Brain):
         self._log_model(epoch)
         self._anneal(numbers)
         self.save_checkpoint(numbers)
+        self.saved_to_validate = None
         if stop_requested_anywhere():
             raise Stopped
 
@@ -273,7 +300,13 @@ class ProbeBrain(sb.Brain):
             update_learning_rate(self.optimizers_dict[optimizer], rate)
 
     def save_checkpoint(self, numbers: dict[str, float]) -> None:
-        """Save; keep the last checkpoint and the best of `select_by`."""
+        """Save; keep the last checkpoint and the best of `select_by`.
+
+        Arguments
+        ---------
+        numbers : dict
+            Of the validation, with its `epoch`; empty before it.
+        """
         self.step = 0  # an epoch, or its rest, starts at a first micro-batch
         self.avg_train_loss = 0.0
         best = self.selected_by

@@ -27,17 +27,23 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_log(output_folder: Path) -> list[dict[str, Any]]:
-    """Read `log.jsonl` of a run; a line torn by a kill is left out."""
+    """Read `log.jsonl` of a run, without lines torn by a kill.
+
+    Of a stage that was done twice, since the run was killed before it could
+    save, the second one counts.
+    """
     path = output_folder / "log.jsonl"
     if not path.exists():
         return []
-    entries = []
+    entries = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             logger.warning("%s: left out a torn line", path)
-    return entries
+            continue
+        entries[entry["stage"], entry["update"]] = entry
+    return list(entries.values())
 
 
 class RunLog:

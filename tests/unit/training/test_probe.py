@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain, count, repeat
 
 import pytest
 import soundfile
@@ -16,7 +17,9 @@ from summarymixing.training import probe_brain
 from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
 from summarymixing.training.launch import load_hparams
 from summarymixing.training.probe import make_brain, probe
+from summarymixing.training.probe_brain import ProbeBrain
 from summarymixing.training.probe_task import ProbeTask
+from summarymixing.training.records import read_log
 
 RUN_OPTIONS = {"device": "cpu", "noprogressbar": True}
 SPLITS = {"train-clean-100": 5, "dev-clean": 3, "test-clean": 3}
@@ -130,6 +133,60 @@ def test_stopped_run_goes_on_where_it_was(
     monkeypatch.setattr(
         probe_brain, "stop_requested_anywhere", lambda: next(answers)
     )
+    assert run_probe(material, tmp_path) is None
+    monkeypatch.undo()
+    assert run_probe(material, tmp_path) == straight_run[1]
+
+
+@pytest.mark.parametrize("how", ["signal", "kill"])
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"max_updates": 5}])
+def test_end_during_a_validation_costs_that_validation_alone(
+    material, tmp_path, monkeypatch, how, epoch, options
+):
+    options = {**options, "valid_batch_size": 1}
+    calls = count(1)
+
+    def is_in_validation():
+        return next(calls) > (epoch - 1) * SPLITS["dev-clean"] + 1
+
+    def killed(*arguments):
+        if is_in_validation():
+            raise SystemError
+        return False
+
+    monkeypatch.setattr(
+        probe_brain,
+        "stop_requested",
+        is_in_validation if how == "signal" else killed,
+    )
+    run = tmp_path / "run"
+    if how == "kill":
+        with pytest.raises(SystemError):
+            run_probe(material, run, **options)
+    else:
+        assert run_probe(material, run, **options) is None
+    monkeypatch.undo()
+    trained = []
+    start = ProbeBrain.on_fit_batch_start
+
+    def note(self, batch, should_step):
+        trained.append(self.optimizer_step + 1)
+        start(self, batch, should_step)
+
+    monkeypatch.setattr(ProbeBrain, "on_fit_batch_start", note)
+    metrics = run_probe(material, run, **options)
+    assert trained == list(range(3 * epoch + 1, metrics["updates"] + 1))
+    assert metrics == run_probe(material, tmp_path / "straight", **options)
+    assert read_log(run) == read_log(tmp_path / "straight")
+
+
+def test_stop_during_the_test_leaves_only_the_test_to_do(
+    material, straight_run, tmp_path, monkeypatch
+):
+    # The validations of two epochs are a batch each.
+    answers = chain(repeat(False, 2), repeat(True))
+    monkeypatch.setattr(probe_brain, "stop_requested", lambda: next(answers))
     assert run_probe(material, tmp_path) is None
     monkeypatch.undo()
     assert run_probe(material, tmp_path) == straight_run[1]
