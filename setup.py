@@ -19,6 +19,8 @@ INSTALL = [
     "tensorboard>=2.16",
 ]
 DEMO = ["espeakng-loader>=0.2"]  # speech synthesis for miniature corpora
+# SpeechBrain needs both for language models; kenlm is compiled (CMake, C++).
+KENLM = ["kenlm>=0.2", "pygtrie>=2.5"]
 HUGGINGFACE = ["transformers>=5,<6"]  # to probe its encoders beside ours
 TEST = [*DEMO, *HUGGINGFACE, "pytest>=8"]
 DEV = [
@@ -47,6 +49,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "huggingface": HUGGINGFACE,
+        "kenlm": KENLM,
         "test": TEST,
         "dev": DEV,
     },

@@ -69,8 +69,8 @@ class BeamSearch:
     ---------
     kenlm_model : str or Path, optional
         Word model in KenLM's binary format, or ARPA; its words must be
-        spelt like the transcripts. UserError where it or the package kenlm
-        is missing.
+        spelt like the transcripts. UserError where it, or a package that
+        reads it, is missing.
     beam_size : int
     beam_prune_logp, token_prune_min_logp : float
         Texts that are less likely than the best by so much are given up;
@@ -154,11 +154,13 @@ def _check_kenlm(model: Path) -> None:
             f"there is no language model {model}; give the path of a KenLM "
             "model with --kenlm_model=..., or --kenlm_model=null"
         )
-    if importlib.util.find_spec("kenlm") is None:
-        raise UserError(
-            "a language model needs the package kenlm, which is not "
-            "installed: pip install kenlm; or give --kenlm_model=null"
-        )
+    for package in ("kenlm", "pygtrie"):  # SpeechBrain imports both
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"a language model needs the package {package}, which is not "
+                "installed: pip install kenlm pygtrie; or give "
+                "--kenlm_model=null"
+            )
 
 
 def make_decoder(name: str, kenlm_model: str | Path | None = None) -> Decoder:

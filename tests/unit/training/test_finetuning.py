@@ -124,9 +124,13 @@ def test_mistakes_about_decoders_are_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no language model .*words.bin"):
         make_decoder("beam", model)
     model.write_bytes(b"")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install kenlm"):
-        make_decoder("beam", model)
+    found = {"kenlm": "found", "pygtrie": "found"}
+    for missing in found:
+        monkeypatch.setattr(
+            importlib.util, "find_spec", {**found, missing: None}.get
+        )
+        with pytest.raises(UserError, match=f"package {missing}, which is"):
+            make_decoder("beam", model)
 
 
 def test_file_that_is_no_language_model_is_named(tmp_path, monkeypatch):
@@ -141,3 +145,63 @@ def test_file_that_is_no_language_model_is_named(tmp_path, monkeypatch):
     tokenizer = CharacterTokenizer(TEXTS)
     with pytest.raises(UserError, match=r"words.bin is no KenLM model \(not"):
         decode(*logits_that_say(tokenizer, ["A"]), tokenizer)
+
+
+# Logarithms to base 10: AC follows A more often than AB does.
+ARPA = """\\data\\
+ngram 1=6
+ngram 2=2
+
+\\1-grams:
+-2.0\t<unk>\t0
+0\t<s>\t0
+-1.0\t</s>\t0
+-1.0\tA\t-0.3
+-0.5\tAB\t0
+-1.5\tAC\t0
+
+\\2-grams:
+-3.0\tA AB
+-0.1\tA AC
+
+\\end\\
+"""
+
+
+@pytest.fixture
+def kenlm():
+    """Skip where language models cannot be read."""
+    for package in ("kenlm", "pygtrie"):
+        pytest.importorskip(package)
+
+
+@pytest.mark.usefixtures("kenlm")
+@pytest.mark.parametrize(
+    "spoken, alpha, written",
+    [("AB", 0.8, "AB"), ("A AB", 0.8, "A AC"), ("A AB", 0.0, "A AB")],
+)
+def test_language_model_decides_what_is_unclear(
+    tmp_path, spoken, alpha, written
+):
+    model = tmp_path / "words.arpa"
+    model.write_text(ARPA)
+    tokenizer = CharacterTokenizer(["A AB AC"])
+    predicted, padding_mask = logits_that_say(tokenizer, [spoken])
+    b, c = tokenizer.encode("BC")
+    # The last letter is B, or, a little less likely, C.
+    last = predicted[..., b] > 10
+    predicted[..., c][last] = predicted[..., b][last] - 0.3
+    decode = BeamSearch(model, alpha=alpha)
+    assert decode(predicted, padding_mask, tokenizer) == [written]
+    assert decode_greedily(predicted, padding_mask, tokenizer) == [spoken]
+
+
+@pytest.mark.usefixtures("kenlm")
+def test_real_file_that_is_no_language_model_is_named(tmp_path):
+    for name, content in (("a.arpa", "no model\n"), ("a.bin", "\0" * 99)):
+        model = tmp_path / name
+        model.write_text(content)
+        decode = make_decoder("beam", model)
+        tokenizer = CharacterTokenizer(TEXTS)
+        with pytest.raises(UserError, match=f"{name} is no KenLM model"):
+            decode(*logits_that_say(tokenizer, ["A"]), tokenizer)
