@@ -37,7 +37,14 @@ def main() -> None:
         prepare(command, **arguments)
 
 
-def prepare(name: str, source: Path, manifests: Path, **options: Any) -> None:
+def prepare(
+    name: str,
+    source: Path,
+    manifests: Path,
+    num_workers: int,
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Prepare one corpus and print the account.
 
     Arguments
@@ -46,11 +53,14 @@ def prepare(name: str, source: Path, manifests: Path, **options: Any) -> None:
         Key of `CORPORA`.
     source, manifests : Path
         The folder of the corpus and the folder to write to.
+    num_workers, overwrite
+        See `Preparation.run`.
     **options
         Options of this corpus.
     """
     try:
-        report = CORPORA[name].prepare(source, manifests, **options)
+        preparation = CORPORA[name].plan(source, manifests, **options)
+        report = preparation.run(num_workers=num_workers, overwrite=overwrite)
     except KeyboardInterrupt:
         print(
             "Interrupted; the same command goes on from here.", file=sys.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing.data.miniature import build_librilight
-from summarymixing.data.prepare.librilight import prepare_librilight
+from summarymixing.data.prepare.librilight import plan_librilight
 
 
 @pytest.fixture(scope="session")
@@ -13,5 +13,5 @@ def pretraining_manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return manifests of a miniature Libri-Light of some minutes."""
     folder = tmp_path_factory.mktemp("librilight")
     corpus = build_librilight(folder / "corpus", hours=0.05, seed=1)
-    prepare_librilight(corpus, folder / "manifests")
+    plan_librilight(corpus, folder / "manifests").run()
     return folder / "manifests"

@@ -9,7 +9,7 @@ import pytest
 
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.miniature import build_librispeech
-from summarymixing.data.prepare.librispeech import prepare_librispeech
+from summarymixing.data.prepare.librispeech import plan_librispeech
 from summarymixing.pretrained import save_encoder
 from summarymixing.suite.steps import TORCHRUN
 from summarymixing.training.launch import run
@@ -41,7 +41,7 @@ def material(tmp_path_factory):
     """Return a folder with manifests of a miniature corpus and an encoder."""
     folder = tmp_path_factory.mktemp("librispeech")
     corpus = build_librispeech(folder / "corpus", utterances=UTTERANCES)
-    prepare_librispeech(corpus / "LibriSpeech", folder / "manifests")
+    plan_librispeech(corpus / "LibriSpeech", folder / "manifests").run()
     encoder = Wav2Vec2Encoder(
         num_layers=1, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20
     )

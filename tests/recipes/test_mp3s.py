@@ -85,7 +85,7 @@ def manifests(tmp_path_factory):
             source = BUILDERS[corpus](folder / corpus / "corpus")
             options = PREPARE_OPTIONS.get(corpus, {})
             name = corpus.partition("_")[0]
-            CORPORA[name].prepare(source, target, **options)
+            CORPORA[name].plan(source, target, **options).run()
         return target
 
     return prepare

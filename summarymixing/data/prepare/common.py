@@ -9,11 +9,14 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from summarymixing.data.manifest import open_atomically
 from summarymixing.data.prepare.report import Report
 from summarymixing.errors import UserError
+
+if TYPE_CHECKING:  # which imports this file
+    from summarymixing.data.prepare.pipeline import Preparation
 
 TRAIN_NAME, VALID_NAME, TEST_NAME = "train.csv", "valid.csv", "test.csv"
 TRIALS_NAME = "trials.csv"
@@ -31,16 +34,16 @@ class Corpus:
         One line of help.
     add_arguments : Callable[[ArgumentParser], None]
         Adds the options of this corpus; their names are the keyword
-        arguments of `prepare`.
-    prepare : Callable[..., Report]
-        Called as `prepare(corpus_dir, manifest_dir, *, num_workers,
-        overwrite, **options)`.
+        arguments of `plan`.
+    plan : Callable[..., Preparation]
+        Called as `plan(corpus_dir, manifest_dir, **options)`; nothing is
+        written before its `run`.
     """
 
     name: str
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
-    prepare: Callable[..., Report]
+    plan: Callable[..., Preparation]
 
 
 def add_no_arguments(parser: ArgumentParser) -> None:

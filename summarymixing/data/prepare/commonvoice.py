@@ -24,7 +24,6 @@ from summarymixing.data.prepare.listing import (
     process_recording,
 )
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Report
 from summarymixing.errors import UserError
 
 SPLITS = ("train", "dev", "test")
@@ -35,14 +34,11 @@ LAYOUT = "clips/NAME.mp3 beside train.tsv, dev.tsv and test.tsv"
 CLIP, SPEAKER, SENTENCE = "path", "client_id", "sentence"
 
 
-def prepare_commonvoice(
+def plan_commonvoice(
     corpus_dir: Path,
     manifest_dir: Path,
-    *,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write train.csv, dev.csv and test.csv of one language.
+) -> Preparation:
+    """Plan train.csv, dev.csv and test.csv of one language.
 
     The labels are speaker and transcript; white space in transcripts is
     collapsed, case and punctuation are kept.
@@ -54,15 +50,12 @@ def prepare_commonvoice(
         `cv-corpus-11.0-2022-09-21/cy`.
     manifest_dir : Path
         Where the manifests and report.json are written.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept, and the names of unusable clips and lines.
+    Preparation
+        Its report tells the hours kept, and the names of unusable clips and
+        lines.
     """
     corpus_dir = check_source(corpus_dir)
     tables = [f"{split}.tsv" for split in SPLITS]
@@ -91,7 +84,7 @@ def prepare_commonvoice(
         expected=LAYOUT,
         replaces=[f"{split}.csv" for split in SPLITS],
         listed=listing.outcome,
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def _list_split(corpus_dir: Path, split: str, listing: Listing) -> None:
@@ -130,5 +123,5 @@ CORPUS = Corpus(
     name="commonvoice",
     summary="Common Voice, one language (train, dev, test)",
     add_arguments=add_no_arguments,
-    prepare=prepare_commonvoice,
+    plan=plan_commonvoice,
 )

@@ -28,7 +28,7 @@ from summarymixing.data.prepare.cutting import (
     join_clips,
 )
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome, Report
+from summarymixing.data.prepare.report import Outcome
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 MIN_SECONDS = 1.0
@@ -81,7 +81,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_folder(
+def plan_folder(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
@@ -90,10 +90,8 @@ def prepare_folder(
     min_seconds: float = MIN_SECONDS,
     valid_fraction: float = VALID_FRACTION,
     split_by: str = "file",
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write train.csv and valid.csv for any folder of audio.
+) -> Preparation:
+    """Plan train.csv and valid.csv for any folder of audio.
 
     Arguments
     ---------
@@ -110,15 +108,11 @@ def prepare_folder(
         Most of the audio that validation may take, in [0, 1).
     split_by : str
         "file" or "folder": what train and valid never share.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept and dropped, by reason.
+    Preparation
+        Its report tells the hours kept and dropped, by reason.
     """
     require(
         0 < min_seconds <= max_seconds,
@@ -169,7 +163,7 @@ def prepare_folder(
         ),
         expected=f"audio files ({', '.join(SUFFIXES)})",
         replaces=(TRAIN_NAME, VALID_NAME),
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def process_file(
@@ -280,5 +274,5 @@ CORPUS = Corpus(
     name="folder",
     summary="any folder of audio (flac, wav, ogg, opus, mp3)",
     add_arguments=add_arguments,
-    prepare=prepare_folder,
+    plan=plan_folder,
 )

@@ -87,15 +87,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_fsdd(
+def plan_fsdd(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
     test_speakers: Sequence[str] = TEST_SPEAKERS,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write manifests to classify digits, and to verify speakers.
+) -> Preparation:
+    """Plan manifests to classify digits, and to verify speakers.
 
     For digits: train.csv, valid.csv and test.csv, with labels digit and
     speaker. For speakers: speakers_train.csv, speakers_valid.csv,
@@ -110,15 +108,11 @@ def prepare_fsdd(
         Where the manifests, the trials and report.json are written.
     test_speakers : Sequence of str
         Speakers of the trials; they are not in speakers_train.csv.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept, and the names of unusable files.
+    Preparation
+        Its report tells the hours kept, and the names of unusable files.
     """
     corpus_dir = check_source(corpus_dir)
     files = list_files(corpus_dir, (".wav",))
@@ -150,7 +144,7 @@ def prepare_fsdd(
         ),
         listed=listing.outcome,
         finish=partial(_divide_by_speaker, test_speakers=test_speakers),
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def _list_recording(path: str, listing: Listing) -> str:
@@ -221,5 +215,5 @@ CORPUS = Corpus(
     name="fsdd",
     summary="Free Spoken Digit Dataset: an example of a corpus of one's own",
     add_arguments=add_arguments,
-    prepare=prepare_fsdd,
+    plan=plan_fsdd,
 )

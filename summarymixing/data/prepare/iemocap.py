@@ -33,7 +33,6 @@ from summarymixing.data.prepare.listing import (
     process_recording,
 )
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Report
 from summarymixing.errors import UserError
 
 SESSIONS = (1, 2, 3, 4, 5)
@@ -81,15 +80,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_iemocap(
+def plan_iemocap(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
     expected_utterances: int = EXPECTED_UTTERANCES,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write utterances.csv, with labels speaker, mp3s_speaker and emotion.
+) -> Preparation:
+    """Plan utterances.csv, with labels speaker, mp3s_speaker and emotion.
 
     Speakers are "1" to "10", women odd and men even; see `mp3s_speaker` for
     the other label. Emotions are "neu", "hap", "sad" and "ang".
@@ -102,15 +99,12 @@ def prepare_iemocap(
         Where the manifest and report.json are written.
     expected_utterances : int
         Any other number of usable utterances is an error; 0 for any number.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept and dropped, and the names of unusable files and lines.
+    Preparation
+        Its report tells the hours kept and dropped, and the names of unusable
+        files and lines.
     """
     require(
         expected_utterances >= 0, "--expected_utterances must be 0 or more."
@@ -133,7 +127,7 @@ def prepare_iemocap(
         expected=LAYOUT,
         replaces=[MANIFEST],
         listed=listing.outcome,
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def _list_session(
@@ -248,5 +242,5 @@ CORPUS = Corpus(
     name="iemocap",
     summary="IEMOCAP: neutral, happy, sad and angry utterances",
     add_arguments=add_arguments,
-    prepare=prepare_iemocap,
+    plan=plan_iemocap,
 )

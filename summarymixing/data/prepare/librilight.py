@@ -30,7 +30,7 @@ from summarymixing.data.prepare.common import (
 )
 from summarymixing.data.prepare.cutting import ROUNDING_S, Clip, join_clips
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome, Report
+from summarymixing.data.prepare.report import Outcome
 from summarymixing.errors import UserError
 
 SPLITS = ("small", "medium", "large")
@@ -115,7 +115,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_librilight(
+def plan_librilight(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
@@ -125,10 +125,8 @@ def prepare_librilight(
     max_clip_seconds: float = MAX_CLIP_SECONDS,
     valid_hours: float = VALID_HOURS,
     valid_by: str = "recording",
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write train.csv and valid.csv for Libri-Light.
+) -> Preparation:
+    """Plan train.csv and valid.csv for Libri-Light.
 
     Arguments
     ---------
@@ -144,15 +142,11 @@ def prepare_librilight(
         Hours of validation, at most 5 % of what is kept.
     valid_by : str
         "recording" or "speaker": what train and valid never share.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept and dropped, by reason.
+    Preparation
+        Its report tells the hours kept and dropped, by reason.
     """
     limits = Limits(min_seconds, max_joined_seconds, max_clip_seconds)
     _check_options(limits, valid_hours, valid_by)
@@ -186,7 +180,7 @@ def prepare_librilight(
         ),
         expected=LAYOUT,
         replaces=(TRAIN_NAME, VALID_NAME),
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def process_recording(
@@ -400,5 +394,5 @@ CORPUS = Corpus(
     name="librilight",
     summary="Libri-Light as downloaded (FLAC and JSON, not cut)",
     add_arguments=add_arguments,
-    prepare=prepare_librilight,
+    plan=plan_librilight,
 )

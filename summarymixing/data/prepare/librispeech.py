@@ -19,7 +19,7 @@ from summarymixing.data.prepare.common import (
 )
 from summarymixing.data.prepare.listing import Recording, add_row
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome, Report
+from summarymixing.data.prepare.report import Outcome
 from summarymixing.errors import UserError
 
 SPLITS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
@@ -47,15 +47,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_librispeech(
+def plan_librispeech(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
     splits: Sequence[str] | None = None,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write SPLIT.csv for each split, with labels speaker and transcript.
+) -> Preparation:
+    """Plan SPLIT.csv for each split, with labels speaker and transcript.
 
     Arguments
     ---------
@@ -65,15 +63,11 @@ def prepare_librispeech(
         Where the manifests and report.json are written.
     splits : Sequence of str, optional
         Splits to take; by default those of the MP3S benchmark, if present.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept, and the names of unusable files.
+    Preparation
+        Its report tells the hours kept, and the names of unusable files.
     """
     corpus_dir = check_source(corpus_dir)
     splits = _find_splits(corpus_dir, splits)
@@ -100,7 +94,7 @@ def prepare_librispeech(
             "out with --splits.",
         ),
         expected=LAYOUT,
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def process_chapter(chapter: str, *, root: Path) -> Outcome:
@@ -193,5 +187,5 @@ CORPUS = Corpus(
     name="librispeech",
     summary="LibriSpeech (train-clean-100, dev-clean, test-clean, test-other)",
     add_arguments=add_arguments,
-    prepare=prepare_librispeech,
+    plan=plan_librispeech,
 )

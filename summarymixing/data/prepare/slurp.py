@@ -28,7 +28,6 @@ from summarymixing.data.prepare.listing import (
     process_recording,
 )
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Report
 
 SPLITS = ("train", "devel", "test")
 PUBLIC_TABLES, PUBLIC_AUDIO = "dataset/slurp/", "audio/slurp_real"
@@ -40,14 +39,11 @@ LAYOUT = (
 UNKNOWN_SPEAKER = "unknown"
 
 
-def prepare_slurp(
+def plan_slurp(
     corpus_dir: Path,
     manifest_dir: Path,
-    *,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write train.csv, devel.csv and test.csv: one row per recording.
+) -> Preparation:
+    """Plan train.csv, devel.csv and test.csv: one row per recording.
 
     The labels are speaker (or "unknown"), scenario, action, intent (the two
     joined by "_") and transcript.
@@ -58,15 +54,12 @@ def prepare_slurp(
         The folder of the corpus.
     manifest_dir : Path
         Where the manifests and report.json are written.
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept, and the names of unusable recordings and lines.
+    Preparation
+        Its report tells the hours kept, and the names of unusable recordings
+        and lines.
     """
     corpus_dir = check_source(corpus_dir)
     tables, audio = _find_folders(corpus_dir)
@@ -94,7 +87,7 @@ def prepare_slurp(
         expected=LAYOUT,
         replaces=[f"{split}.csv" for split in SPLITS],
         listed=listing.outcome,
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def _add_prompt(
@@ -181,5 +174,5 @@ CORPUS = Corpus(
     name="slurp",
     summary="SLURP: real recordings, near and far (train, devel, test)",
     add_arguments=add_no_arguments,
-    prepare=prepare_slurp,
+    plan=plan_slurp,
 )

@@ -81,17 +81,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def prepare_voxceleb1(
+def plan_voxceleb1(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
     trials: Path | None = None,
     chunk_seconds: float = CHUNK_SECONDS,
     valid_fraction: float = VALID_FRACTION,
-    num_workers: int = 1,
-    overwrite: bool = False,
-) -> Report:
-    """Write train.csv, valid.csv, test.csv and trials.csv.
+) -> Preparation:
+    """Plan train.csv, valid.csv, test.csv and trials.csv.
 
     The labels are speaker and recording_s, the seconds of the whole
     recording.
@@ -108,15 +106,12 @@ def prepare_voxceleb1(
         Length of a row of train.csv and valid.csv.
     valid_fraction : float
         Share of valid.csv in the utterances of each speaker, in [0, 1).
-    num_workers : int
-        Processes.
-    overwrite : bool
-        Start anew even if the same preparation is finished.
 
     Returns
     -------
-    Report
-        Hours kept and dropped, and the names of unusable files and trials.
+    Preparation
+        Its report tells the hours kept and dropped, and the names of unusable
+        files and trials.
     """
     require(
         chunk_seconds >= 0.1,
@@ -152,7 +147,7 @@ def prepare_voxceleb1(
         replaces=(TRAIN_NAME, VALID_NAME, TEST_NAME, TRIALS_NAME),
         listed=listing.outcome,
         finish=partial(_finish_trials, trials=trial_list),
-    ).run(num_workers=num_workers, overwrite=overwrite)
+    )
 
 
 def _read_trials(path: Path, listing: Listing) -> list[Trial]:
@@ -336,5 +331,5 @@ CORPUS = Corpus(
     name="voxceleb1",
     summary="VoxCeleb1: training chunks, and trials of other speakers",
     add_arguments=add_arguments,
-    prepare=prepare_voxceleb1,
+    plan=plan_voxceleb1,
 )

@@ -4,7 +4,7 @@ import pytest
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.miniature import build_commonvoice
-from summarymixing.data.prepare.commonvoice import prepare_commonvoice
+from summarymixing.data.prepare.commonvoice import plan_commonvoice
 from summarymixing.errors import UserError
 
 
@@ -18,9 +18,9 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def prepare(corpus, tmp_path):
-    return lambda source="": prepare_commonvoice(
+    return lambda source="": plan_commonvoice(
         corpus / source, tmp_path / "m"
-    )
+    ).run()
 
 
 def read_rows(tmp_path, split="train"):

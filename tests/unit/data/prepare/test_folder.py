@@ -6,7 +6,7 @@ import soundfile
 
 from summarymixing.data.audio import read_audio
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.folder import prepare_folder
+from summarymixing.data.prepare.folder import plan_folder
 from summarymixing.errors import UserError
 
 RATE = 16_000
@@ -18,11 +18,11 @@ def prepare(tmp_path):
     (tmp_path / "audio").mkdir()
 
     def run(**options):
-        return prepare_folder(
+        return plan_folder(
             tmp_path / "audio",
             tmp_path / "m",
             **{"valid_fraction": 0.0, **options},
-        )
+        ).run()
 
     return run
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.fsdd import prepare_fsdd
+from summarymixing.data.prepare.fsdd import plan_fsdd
 from summarymixing.errors import UserError
 
 SPEAKERS = ("george", "jackson", "theo", "yweweler")
@@ -23,7 +23,11 @@ def corpus(tmp_path, write_recording):
 
 @pytest.fixture
 def prepare(corpus, tmp_path):
-    return lambda **options: prepare_fsdd(corpus, tmp_path / "m", **options)
+    def run(num_workers=1, overwrite=False, **options):
+        plan = plan_fsdd(corpus, tmp_path / "m", **options)
+        return plan.run(num_workers=num_workers, overwrite=overwrite)
+
+    return run
 
 
 def read_rows(tmp_path, name, labels):
@@ -165,4 +169,4 @@ def test_the_wrong_folder_is_explained(corpus, tmp_path, write_recording):
     (tmp_path / "empty").mkdir()
     for name in ("other", "empty"):
         with pytest.raises(UserError, match="No file in .* is named DIGIT"):
-            prepare_fsdd(tmp_path / name, tmp_path / "m")
+            plan_fsdd(tmp_path / name, tmp_path / "m")

@@ -6,7 +6,7 @@ import pytest
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.miniature import build_iemocap
-from summarymixing.data.prepare.iemocap import mp3s_speaker, prepare_iemocap
+from summarymixing.data.prepare.iemocap import mp3s_speaker, plan_iemocap
 from summarymixing.errors import UserError
 
 LABELS = ("speaker", "mp3s_speaker", "emotion")
@@ -23,11 +23,11 @@ def built(tmp_path_factory):
 @pytest.fixture
 def prepare(corpus, tmp_path):
     def run(source="", expected_utterances=0):
-        return prepare_iemocap(
+        return plan_iemocap(
             corpus / source,
             tmp_path / "m",
             expected_utterances=expected_utterances,
-        )
+        ).run()
 
     return run
 

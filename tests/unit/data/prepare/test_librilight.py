@@ -5,7 +5,7 @@ import json
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.librilight import prepare_librilight
+from summarymixing.data.prepare.librilight import plan_librilight
 from summarymixing.errors import UserError
 
 NO_VALID = {"valid_hours": 0.0}
@@ -20,9 +20,9 @@ def prepare(tmp_path):
     """Prepare a corpus below tmp_path into one folder."""
 
     def run(source="medium", **options):
-        return prepare_librilight(
+        return plan_librilight(
             tmp_path / source, tmp_path / "m", **{**NO_VALID, **options}
-        )
+        ).run()
 
     return run
 
@@ -201,7 +201,6 @@ def test_a_split_or_its_parent_may_be_given(
         ("ll", {"max_clip_seconds": 20}, "max_clip_seconds"),
         ("ll", {"valid_hours": -1}, "valid_hours"),
         ("ll", {"valid_by": "book"}, "valid_by"),
-        ("ll", {"num_workers": 0}, "num_workers"),
         ("ll/medium", {"valid_hours": 1}, "Only one recording or group"),
     ],
 )
@@ -245,7 +244,9 @@ def test_the_number_of_workers_changes_nothing(tmp_path, add_librilight):
     contents = []
     for num_workers in (1, 3):
         folder = tmp_path / f"m{num_workers}"
-        prepare_librilight(tmp_path / "medium", folder, num_workers=num_workers)
+        plan_librilight(tmp_path / "medium", folder).run(
+            num_workers=num_workers
+        )
         contents.append([p.read_bytes() for p in sorted(folder.glob("*.csv"))])
     assert len(contents[0]) == 2 and contents[0] == contents[1]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.librispeech import prepare_librispeech
+from summarymixing.data.prepare.librispeech import plan_librispeech
 from summarymixing.errors import UserError
 
 CHAPTER = "dev-clean/84/121123"
@@ -31,7 +31,9 @@ def prepare(tmp_path):
     """Prepare tmp_path/LibriSpeech."""
 
     def run(source="LibriSpeech", **options):
-        return prepare_librispeech(tmp_path / source, tmp_path / "m", **options)
+        return plan_librispeech(
+            tmp_path / source, tmp_path / "m", **options
+        ).run()
 
     return run
 

@@ -263,6 +263,11 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     assert make(tmp_path).run().kept.count  # repaired: done again
 
 
+def test_no_worker_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--num_workers must be at least 1"):
+        make(tmp_path).run(num_workers=0)
+
+
 def test_a_worker_that_dies_is_explained(tmp_path):
     with pytest.raises(UserError, match="worker process was killed"):
         make(tmp_path, work=die).run(num_workers=2)

@@ -6,7 +6,7 @@ import pytest
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.miniature import build_slurp
-from summarymixing.data.prepare.slurp import prepare_slurp
+from summarymixing.data.prepare.slurp import plan_slurp
 from summarymixing.errors import UserError
 
 LABELS = ("speaker", "scenario", "action", "intent", "transcript")
@@ -19,7 +19,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def prepare(corpus, tmp_path):
-    return lambda source="": prepare_slurp(corpus / source, tmp_path / "m")
+    return lambda source="": plan_slurp(corpus / source, tmp_path / "m").run()
 
 
 def read_rows(tmp_path, split="train"):

@@ -9,7 +9,7 @@ import soundfile
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.miniature import build_voxceleb1
-from summarymixing.data.prepare.voxceleb1 import prepare_voxceleb1
+from summarymixing.data.prepare.voxceleb1 import plan_voxceleb1
 from summarymixing.errors import UserError
 
 LABELS = ("speaker", "recording_s")
@@ -22,8 +22,9 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def prepare(corpus, tmp_path):
-    def run(source="", **options):
-        return prepare_voxceleb1(corpus / source, tmp_path / "m", **options)
+    def run(source="", num_workers=1, **options):
+        plan = plan_voxceleb1(corpus / source, tmp_path / "m", **options)
+        return plan.run(num_workers=num_workers)
 
     return run
 
