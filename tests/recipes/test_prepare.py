@@ -1,8 +1,6 @@
 """`recipes/prepare.py` as users type it."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +9,8 @@ import soundfile
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.prepare import CORPORA
-from summarymixing.errors import exit_on_user_error
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "prepare.py"
-
-
-@pytest.fixture(scope="module")
-def prepare_script():
-    """Import the entry point."""
-    spec = importlib.util.spec_from_file_location("prepare_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def type_command(prepare_script, monkeypatch, capsys):
-    """Run a command line; return its status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
-        status = 0
-        try:
-            exit_on_user_error(prepare_script.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

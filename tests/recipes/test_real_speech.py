@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import sys
 import zlib
 from pathlib import Path
@@ -15,16 +14,6 @@ import soundfile
 from summarymixing.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmark" / "real_speech.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("real_speech", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.mark.parametrize(

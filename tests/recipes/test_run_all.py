@@ -1,7 +1,6 @@
 """`recipes/mp3s/run_all.py` as users type it."""
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.miniature import build_librispeech
-from summarymixing.errors import exit_on_user_error
 from summarymixing.pretrained import save_encoder
 from summarymixing.suite.steps import Interrupted
 
@@ -40,32 +38,6 @@ with open(sys.argv[1], "a+") as file:
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture(scope="module")
-def script():
-    """Import the entry point."""
-    spec = importlib.util.spec_from_file_location("run_all_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def type_command(script, monkeypatch, capfd):
-    """Run a command line; return its status, output and errors."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run_all.py", *map(str, arguments)])
-        status = 0
-        try:
-            exit_on_user_error(script.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
