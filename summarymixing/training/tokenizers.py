@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +16,7 @@ from speechbrain.dataio.encoder import CTCTextEncoder
 from summarymixing.errors import UserError
 from summarymixing.training.processes import on_main_process
 
+logger = logging.getLogger(__name__)
 UNKNOWN = "\u2047"  # how an unknown token is shown, as in SentencePiece
 
 
@@ -90,11 +93,20 @@ class CharacterTokenizer:
         )
 
 
+# Units that are no characters: the blank, and the mark of a space.
+SPARE_UNITS = 3
+# Of the units, where there are too many characters; the rest is for pairs.
+KEPT_CHARACTERS = 0.75
+MAX_RARE_SHARE = 1e-3
+
+
 class BpeTokenizer:
     """Byte-pair encoding by SentencePiece, trained on the transcripts.
 
     Token 0 is the blank and stands for unknown characters too, as in MP3S:
-    the recogniser can never emit it.
+    the recogniser can never emit it. Where there are more characters than
+    units, the rarest are unknown, if they are less than a thousandth of the
+    text, and a warning names them.
 
     Arguments
     ---------
@@ -121,6 +133,7 @@ class BpeTokenizer:
         *,
         vocab_size: int = 100,
     ) -> None:
+        texts = list(texts)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -128,7 +141,7 @@ class BpeTokenizer:
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
-                character_coverage=1.0,
+                character_coverage=_coverage(texts, vocab_size),
                 # Decoding must give back what stands in the transcripts: by
                 # default "…" would become "..." and count as an error.
                 normalization_rule_name="identity",
@@ -161,3 +174,27 @@ class BpeTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of units."""
         return self._processor.decode(list(ids))
+
+
+def _coverage(texts: Sequence[str], vocab_size: int) -> float:
+    """Return the share of the text whose characters become units.
+
+    Punctuation and loan words may have more characters than there are units.
+    """
+    counts = Counter(chain.from_iterable(texts))
+    if len(counts) <= vocab_size - SPARE_UNITS:
+        return 1.0
+    num_kept = round(vocab_size * KEPT_CHARACTERS)
+    rare = dict(counts.most_common()[num_kept:])
+    share = sum(rare.values()) / counts.total()
+    if share > MAX_RARE_SHARE:
+        return 1.0  # which SentencePiece refuses, and says why
+    logger.warning(
+        "%d of the %d different characters in the training transcripts are "
+        "too rare for %d units, and unknown to the recogniser: %s",
+        len(rare),
+        len(counts),
+        vocab_size,
+        " ".join(sorted(rare)),
+    )
+    return 1 - share

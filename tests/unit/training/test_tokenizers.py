@@ -42,6 +42,30 @@ def test_impossible_sizes_are_refused(vocab_size):
         BpeTokenizer(TEXTS, vocab_size=vocab_size)
 
 
+def test_rare_characters_make_room_for_units(caplog):
+    """More characters than units, as in cased and punctuated Welsh."""
+    rare = "".join(map(chr, range(0x4E00, 0x4E00 + 60)))
+    letters = "".join(map(chr, range(0xC0, 0xC0 + 50)))
+    texts = [*[f"{letters} abc"] * 2000, rare]
+    tokenizer = BpeTokenizer(texts, vocab_size=100)
+    assert len(tokenizer.tokens) == 100
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+    # The 75 most frequent characters stay: the space, a to c, 50 letters.
+    assert 35 <= sum(0 in tokenizer.encode(c) for c in rare) <= 45
+    assert "too rare for 100 units" in caplog.text
+    with pytest.raises(UserError, match="cannot make 100 units"):
+        BpeTokenizer([*texts[:9], rare], vocab_size=100)
+
+
+@pytest.mark.parametrize("number", range(94, 101))
+def test_as_many_characters_as_units(number):
+    """Counted with the space, on both sides of what SentencePiece takes."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + number - 1)))
+    texts = [f"{letters[:48]} {letters[:48]}"] * 2000 + [letters[48:]]
+    tokenizer = BpeTokenizer(texts, vocab_size=100)
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+
+
 def make_manifest(folder, texts, seconds):
     rows = [
         Row(f"u{i}", f"/{i}.wav", (), s, {"text": text})
