@@ -69,8 +69,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--valid_fraction",
         type=float,
         default=VALID_FRACTION,
-        help="most of the audio that validation may take; 0 for none "
-        "(default: %(default)g)",
+        help="most of the audio that validation may take; 0 for none, and "
+        "training then needs a valid.csv from elsewhere (default: "
+        "%(default)g)",
     )
     parser.add_argument(
         "--split_by",

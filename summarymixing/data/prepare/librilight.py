@@ -38,6 +38,7 @@ MAX_JOINED_SECONDS = 30.0
 MAX_CLIP_SECONDS = 60.0
 MIN_SECONDS = 2.0
 VALID_HOURS = 5.0
+MAX_OVERLAP_S = 0.05  # of neighbours: cut off, where more is malformed
 MAX_VALID_FRACTION = 0.05  # a bound for small corpora
 
 LAYOUT = "SPLIT/SPEAKER/BOOK/NAME.flac beside NAME.json with voice_activity"
@@ -104,8 +105,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--valid_hours",
         type=float,
         default=VALID_HOURS,
-        help="hours of validation, at most 5 %% of what is kept; 0 for none "
-        "(default: %(default)g)",
+        help="hours of validation, at most 5 %% of what is kept; 0 for none, "
+        "and training then needs a valid.csv from elsewhere (default: "
+        "%(default)g)",
     )
     parser.add_argument(
         "--valid_by",
@@ -259,17 +261,18 @@ def read_voice_activity(path: Path) -> list[Clip]:
         clips = [(float(start), float(stop)) for start, stop in activity]
     except (TypeError, ValueError) as error:
         raise MetadataError("malformed voice_activity") from error
-    # A chain of comparisons that NaN fails; clips may touch, not overlap.
-    times = [0.0, *(time for clip in clips for time in clip), 1e9]
+    ends = [0.0, *(stop for _, stop in clips)]
+    # Comparisons that NaN fails.
     if not all(
-        a <= b + ROUNDING_S for a, b in zip(times, times[1:], strict=False)
+        end <= start + MAX_OVERLAP_S and start <= stop + ROUNDING_S < 1e9
+        for end, (start, stop) in zip(ends, clips, strict=False)
     ):
         raise MetadataError("malformed voice_activity")
-    return [
-        (max(0.0, start), stop)
-        for start, stop in clips
-        if stop - start > ROUNDING_S
+    whole = [
+        (max(end, start), stop)
+        for end, (start, stop) in zip(ends, clips, strict=False)
     ]
+    return [clip for clip in whole if clip[1] - clip[0] > ROUNDING_S]
 
 
 def _cut(

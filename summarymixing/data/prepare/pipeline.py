@@ -37,7 +37,7 @@ from summarymixing.data.prepare.report import (
 from summarymixing.errors import UserError
 
 # Part of the fingerprint: raise it when the rules of a corpus change.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 # Many chunks for a few long recordings, few files for millions of short ones.
 MIN_CHUNKS = 64

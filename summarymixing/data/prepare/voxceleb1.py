@@ -77,7 +77,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=float,
         default=VALID_FRACTION,
         help="of the training utterances of each speaker, what goes to "
-        "valid.csv; 0 for none (default: %(default)g)",
+        "valid.csv; 0 for none, and training then needs one from elsewhere "
+        "(default: %(default)g)",
     )
 
 

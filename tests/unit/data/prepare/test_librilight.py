@@ -58,6 +58,7 @@ def test_the_example_of_the_paper(tmp_path, add_librilight, prepare):
         ([[0, 40], [41, 43]], [40, 2], {}),
         ([[0, 40], [50, 50], [60, 65]], [40, 5], {}),
         ([[0, 10], [90, 100.05]], [20], {}),
+        ([[-0.01, 40], [39.96, 65], [65, 65.01]], [40, 25.01], {}),
     ],
 )
 def test_hours_are_kept_or_dropped_for_a_reason(
@@ -94,6 +95,7 @@ def test_hours_are_kept_or_dropped_for_a_reason(
         ('{"voice_activity": [[0, Infinity]]}', "malformed voice_activity"),
         ('{"voice_activity": [[5, 9], [0, 4]]}', "malformed voice_activity"),
         ('{"voice_activity": [[0, 5], [4, 9]]}', "malformed voice_activity"),
+        ('{"voice_activity": [[0, 5], [4.9, 9]]}', "malformed voice_activity"),
         ('{"voice_activity": []}', "empty voice_activity"),
         ('{"voice_activity": [[3, 3]]}', "empty voice_activity"),
     ],
