@@ -466,9 +466,14 @@ class MeanAndDeviation(nn.Module):
 def relative_lengths(padding_mask: Tensor) -> Tensor:
     """Return the valid share of each utterance, as SpeechBrain wants it.
 
+    A quarter of a frame less: SpeechBrain takes all frames below the product
+    of share and T, and a rounding error above would add one of the padding.
+
     Example
     -------
-    >>> relative_lengths(torch.tensor([[False, True], [False, False]]))
-    tensor([0.5000, 1.0000])
+    >>> mask = torch.tensor([[False, True], [False, False]])
+    >>> relative_lengths(mask) * 2
+    tensor([0.7500, 1.7500])
     """
-    return (~padding_mask).float().mean(dim=1)
+    num_frames = (~padding_mask).sum(dim=1)
+    return (num_frames - 0.25) / padding_mask.shape[1]

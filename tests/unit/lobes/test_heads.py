@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.Xvector import Xvector
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +17,7 @@ from summarymixing.lobes.heads import (
     PoolingHead,
     UtteranceOutput,
     XvectorHead,
+    relative_lengths,
 )
 from summarymixing.lobes.probes import Probe
 
@@ -146,6 +148,17 @@ def test_mean_and_deviation_against_torch():
         deviation = frames.std(dim=0) if length > 1 else torch.full((4,), 1e-5)
         expected = torch.cat([frames.mean(dim=0), deviation + 1e-5])
         torch.testing.assert_close(pooled[i, 0], expected)
+
+
+def test_speechbrain_takes_as_many_frames_as_are_valid():
+    """A share times T may round up to one frame of the padding."""
+    for width in range(1, 130):
+        counts = torch.arange(width + 1)
+        mask = torch.arange(width) >= counts.unsqueeze(1)
+        shares = relative_lengths(mask)
+        for product in (shares * width, shares / (1 / width)):
+            taken = length_to_mask(product, max_len=width).sum(dim=1)
+            assert torch.equal(taken.long(), counts)
 
 
 def test_deviation_of_equal_frames_has_a_gradient():
