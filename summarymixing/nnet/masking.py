@@ -50,11 +50,22 @@ def absolute_lengths(relative_lengths: Tensor, num_samples: int) -> Tensor:
     Tensor, int64, (B,)
         Valid samples of each utterance, at least 1, at most `num_samples`.
 
+    Raises
+    ------
+    ValueError
+        Integers: those are samples, as in other libraries, and no shares.
+
     Example
     -------
     >>> absolute_lengths(torch.tensor([1.0, 0.5]), 16_000)
     tensor([16000,  8000])
     """
+    if not relative_lengths.is_floating_point():
+        raise ValueError(
+            f"lengths are shares of the longest utterance, in (0, 1], as in "
+            f"SpeechBrain, not {relative_lengths.dtype}; divide the numbers of "
+            f"samples by {num_samples}"
+        )
     # float64: in float32 an hour of audio would be some samples off.
     lengths = (relative_lengths.double() * num_samples).round().long()
     return lengths.clamp(1, num_samples)

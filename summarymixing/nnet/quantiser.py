@@ -124,8 +124,10 @@ class GumbelQuantiser(nn.Module):
 
     def _joint_ids(self, codes: Tensor) -> Tensor:
         """Number the combination of codes: (N, G) -> (N,)."""
-        powers = [self.num_codes**g for g in range(self.num_groups)]
-        return (codes * codes.new_tensor(powers)).sum(dim=-1)
+        ids = codes[:, -1]
+        for group in reversed(range(self.num_groups - 1)):
+            ids = ids * self.num_codes + codes[:, group]
+        return ids
 
 
 def gumbel_noise(

@@ -40,6 +40,11 @@ def test_lengths_of_more_than_an_hour_are_exact_in_float64():
     assert absolute_lengths(whole, longest).tolist() == [longest]
 
 
+def test_numbers_of_samples_are_refused():
+    with pytest.raises(ValueError, match="divide the numbers of samples by 9"):
+        absolute_lengths(torch.tensor([9, 4]), 9)
+
+
 def test_lengths_stay_within_the_batch():
     lengths = absolute_lengths(torch.tensor([0.0, 1e-9, 1.0, 1.0001]), 10_000)
     assert lengths.tolist() == [1, 1, 10_000, 10_000]
