@@ -11,6 +11,7 @@ Rules of an override:
   and a file may add a root key to its base if it refers to it with ``!ref``
   (a misspelt key is referred to by nobody);
 - a plain mapping is merged, key by key;
+- a text replaces neither a number, nor True or False, nor a list;
 - everything else (a number, a list, a tagged value) replaces what was there.
 """
 
@@ -35,6 +36,8 @@ COMMAND_LINE = "command line"
 ROOT_KEY_WITH_COMMENT = re.compile(
     r"^(\w+):.*?[ \t]#[ \t]*(.*?)[ \t]*$", re.MULTILINE
 )
+# What stands for a number, as in `--fold=all`.
+NAMED_NUMBERS = frozenset({"all"})
 REFERENCE = re.compile(r"<([^>\[.]+)([^>]*)>")
 
 
@@ -138,6 +141,11 @@ def merge(
                 f"{one_line(old)}, so {one_line(new)} cannot replace it; "
                 "a mapping overrides a mapping, a value overrides a value"
             )
+        if wanted := _kind_missed(old, new):
+            raise UserError(
+                f"{_where(source, overrides, key)}: '{name}' is {wanted}, such "
+                f"as {one_line(old)}, and {one_line(new)!r} is none"
+            )
         merged = old and isinstance(old, CommentedMap) and not _tag(new)
         if merged and new is not None:
             merge(old, new, source, (*place, key))
@@ -150,6 +158,17 @@ def _fits(old: Any, new: Any) -> bool:
     if _tag(new) or new is None or old is None or _tag(old) == "!PLACEHOLDER":
         return True
     return isinstance(old, CommentedMap) == isinstance(new, CommentedMap)
+
+
+def _kind_missed(old: Any, new: Any) -> str | None:
+    """Return what a value has to be if a text cannot stand in its place."""
+    if not isinstance(new, str) or _tag(new) or new in NAMED_NUMBERS:
+        return None
+    if isinstance(old, bool):
+        return "True or False"
+    if isinstance(old, int | float):
+        return "a number"
+    return "a list" if isinstance(old, list) and not _tag(old) else None
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Recipe files: inheritance, overrides, and errors before anything is built."""
 
+import re
 from collections import Counter, OrderedDict
 from functools import partial
 from pathlib import Path
@@ -116,10 +117,24 @@ def test_base_may_have_a_base_in_another_folder(recipe):
     ],
 )
 def test_typed_values_mean_what_users_expect(recipe, text, value):
-    typed = hyperparameters.read_value(text, "--rate")
-    result = load(recipe, rate=typed)["rate"]
+    typed = hyperparameters.read_value(text, "--precision")
+    result = load(recipe, precision=typed)["precision"]
     assert result == value
     assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rate": "fast"}, "'rate' is a number, such as 0.0005"),
+        ({"sizes": "12"}, "'sizes' is a list, such as [1, 2]"),
+    ],
+)
+def test_a_text_is_no_number_and_no_list(recipe, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(recipe, **overrides)
+    assert load(recipe, rate="all")["rate"] == "all"
+    assert load(recipe, rate=None)["rate"] is None
 
 
 def test_malformed_list_is_not_taken_for_text():
