@@ -22,9 +22,11 @@ from typing import Any
 
 from summarymixing.data.manifest import Manifest, relocate_manifest
 from summarymixing.data.prepare import CORPORA
-from summarymixing.errors import UserError, exit_on_user_error
-
-INTERRUPTED_STATUS = 130  # as shells report Ctrl-C
+from summarymixing.errors import (
+    INTERRUPTED_STATUS,
+    UserError,
+    exit_on_user_error,
+)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The one error that is shown to users as a message instead of a traceback."""
+"""How a command ends: its exit status, and the one error shown as a message."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 USER_ERROR_STATUS = 2  # the status that argparse uses for a wrong command
+STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
+
+# In the output folder of a run that was asked to stop: torchrun ends with
+# status 1 whatever its processes end with.
+STOPPED_NAME = "stopped"
 
 
 class UserError(Exception):

@@ -23,6 +23,9 @@ from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
 from summarymixing.nnet.randomness import derive_seed
 
+# What asks a run to save and stop; see `training.processes.StopRequests`.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 # Neighbouring buckets differ by this ratio of durations: at most 4 % padding.
 BUCKET_RATIO = 1.04
 
@@ -329,9 +332,10 @@ def pad_wavs(wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def start_worker(_: Any) -> None:
     """Set up a data-loading process.
 
-    One thread each, for they are many already. SIGTERM is left to the
-    training process: a scheduler sends it to the whole job, and a worker
-    that obeyed would break the run before it could save.
+    One thread each, for they are many already. Requests to stop are left to
+    the training process: a scheduler sends them to the whole job, and a
+    worker that obeyed would break the run before it could save.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

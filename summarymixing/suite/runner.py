@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from summarymixing.errors import (
+    INTERRUPTED_STATUS,
+    STOPPED_NAME,
+    STOPPED_STATUS,
+)
 from summarymixing.suite.jobs import Job, read_tail
 from summarymixing.suite.plan import Plan
-from summarymixing.suite.steps import (
-    INTERRUPTED_STATUS,
-    STOPPED_STATUS,
-    Interrupted,
-    Steps,
-    show,
-)
+from summarymixing.suite.steps import Interrupted, Steps, show
 
 # How a run ended, in its record.
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -92,6 +91,8 @@ def _run(job: Job, steps: Steps, progress: _Progress | None = None) -> bool:
             record["state"] = FAILED
             print(f"FAILED: {obstacle}", flush=True)
             return False
+        note = job.folder / STOPPED_NAME
+        note.unlink(missing_ok=True)
         step = steps.run(job.title, job.command, job.log)
         record["status"] = step.status
         wrong = f"status {step.status}" if step.status else job.lacks()
@@ -99,6 +100,8 @@ def _run(job: Job, steps: Steps, progress: _Progress | None = None) -> bool:
         if step.status in (STOPPED_STATUS, INTERRUPTED_STATUS):
             # By someone else than us, for example by a scheduler.
             raise Interrupted(step.status)
+        if step.status and note.exists():
+            raise Interrupted(STOPPED_STATUS)  # which torchrun hides
     rest = f"; {progress}" if progress else ""
     if wrong is None:
         print(f"done in {duration(step.seconds)}{rest}", flush=True)

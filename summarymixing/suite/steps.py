@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-STOPPED_STATUS = 75  # as recipes end when they are asked to stop
-INTERRUPTED_STATUS = 130
+from summarymixing.errors import INTERRUPTED_STATUS, STOPPED_STATUS
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
@@ -399,3 +400,38 @@ def _flatten(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         else:
             flat[f"{place}{key}"] = value
     return flat
+
+
+def keep_settings(optimizer: torch.optim.Optimizer) -> None:
+    """Let a checkpoint bring back the moments and rates of an optimiser only.
+
+    PyTorch would bring back weight decay and the like as well, and so ignore,
+    without a word, what the command asks for when a run goes on.
+
+    Arguments
+    ---------
+    optimizer : Optimizer
+        As it was made for this run.
+
+    Example
+    -------
+    >>> weights = [torch.nn.Parameter(torch.ones(1))]
+    >>> saved = torch.optim.AdamW(weights, lr=0.5, weight_decay=0.1)
+    >>> resumed = torch.optim.AdamW(weights, lr=0.9, weight_decay=0.2)
+    >>> keep_settings(resumed)
+    >>> resumed.load_state_dict(saved.state_dict())
+    >>> resumed.param_groups[0]["lr"], resumed.param_groups[0]["weight_decay"]
+    (0.5, 0.2)
+    """
+
+    def put_back(
+        current: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> dict[str, Any]:
+        pairs = zip(state["param_groups"], current.param_groups, strict=True)
+        groups = [
+            {**given, "params": saved["params"], "lr": saved["lr"]}
+            for saved, given in pairs
+        ]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(put_back)

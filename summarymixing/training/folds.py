@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from summarymixing.training import layer_weights
 from summarymixing.training.classification import ALL, SPEAKERS
 from summarymixing.training.hyperparameters import load_hparams
 from summarymixing.training.launch import stop_requested_anywhere
 from summarymixing.training.probe import probe
-from summarymixing.training.processes import on_main_process
+from summarymixing.training.processes import Stopped, on_main_process
 from summarymixing.training.records import write_json
 
 
@@ -36,8 +39,16 @@ def probe_folds(hparams: dict[str, Any], run_opts: Any) -> None:
         # Schedules and the like have a state, so each fold needs its own.
         probe(load_hparams(folder / "hyperparams.yaml", overrides), run_opts)
         if stop_requested_anywhere():
-            return
+            raise Stopped
+        _forget_brain()
     on_main_process(lambda: _write_results(folder, folders))
+
+
+def _forget_brain() -> None:
+    """Free the memory of a fold: its Brain, in hooks, refers to itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _write_results(folder: Path, folders: Mapping[int, Path]) -> None:

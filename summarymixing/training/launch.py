@@ -2,6 +2,8 @@
 
 Exit status: 0 done, 2 a mistake that the user can repair, 75 asked to stop
 (SIGTERM or SIGUSR1; the same command resumes), 130 interrupted by Ctrl-C.
+Torchrun turns all but 0 into 1, and dies of SIGUSR1 itself; a run that was
+asked to stop also leaves a file `stopped` in its output folder.
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ import speechbrain
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
-from summarymixing.errors import USER_ERROR_STATUS, UserError
+from summarymixing.errors import (
+    INTERRUPTED_STATUS,
+    STOPPED_STATUS,
+    USER_ERROR_STATUS,
+    UserError,
+)
 from summarymixing.training import processes
 from summarymixing.training.hyperparameters import (
     RecipeFile,
     load_hparams,
     read_value,
 )
-from summarymixing.training.output_folder import output_folder_of
+from summarymixing.training.output_folder import (
+    mark_stopped,
+    output_folder_of,
+)
 from summarymixing.training.yaml_trees import nearest
 
 __all__ = [
@@ -39,13 +49,22 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
-
 LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
 # The device decides the backend; log.txt is where the output folder is.
 UNUSED_OPTIONS = ("distributed_backend", "log_config")
-RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(UNUSED_OPTIONS)
+# SpeechBrain would take these past the recipe, which counts updates by its own
+# keys, and saves where a run can go on: after an update.
+OWN_KEYS = {
+    "auto_mix_prec": "precision",
+    "bfloat16_mix_prec": "precision",
+    "eval_precision": "precision",
+    "grad_accumulation_factor": "accumulation",
+    "max_grad_norm": "max_gradient_norm",
+    "ckpt_interval_minutes": "checkpoint_every_updates",
+    "ckpt_interval_steps": "checkpoint_every_updates",
+    "remove_vector_weight_decay": "weight_decay",
+}
+RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(UNUSED_OPTIONS, OWN_KEYS)
 FLAGS = tuple(k for k in HELP_TEXTS if RunOptions().as_dict()[k] is False)
 
 _stop = processes.StopRequests()
@@ -109,19 +128,28 @@ def _run(main: Main, argv: Sequence[str]) -> None:
         raise UserError(f"which recipe? {_usage()}")
     recipe = RecipeFile.read(Path(file))
     run_opts = _apply(arguments, recipe)
+    processes.check_precision(
+        str(recipe.tree.get("precision")), str(run_opts.device)
+    )
     with (
         _stop.listening(),
         processes.process_group(str(run_opts.device)),
         output_folder_of(recipe, argv),
     ):
-        main(recipe.build(), run_opts)
-    if _stop.received is not None:
-        if if_main_process():
-            name = _stop.received.name
+        try:
+            main(recipe.build(), run_opts)
+            stopped = _stop.received is not None
+        except processes.Stopped:
+            stopped = True
+        if stopped and if_main_process():
+            # Rank 0 may learn from another rank that it has to stop.
+            reason = _stop.received.name if _stop.received else "another rank"
+            mark_stopped(recipe, reason)
             print(
-                f"stopped by {name}; the same command resumes the run",
+                f"stopped by {reason}; the same command resumes the run",
                 file=sys.stderr,
             )
+    if stopped:
         sys.exit(STOPPED_STATUS)
 
 
@@ -190,9 +218,14 @@ def _apply(arguments: dict[str, list[str]], recipe: RecipeFile) -> RunOptions:
         elif key in RUN_OPTIONS:
             options[key] = values
         else:
+            own_key = OWN_KEYS.get(key)
             raise UserError(
                 f"--{key} is not a key of {recipe.path}; "
-                + nearest(key, [*recipe.tree, *RUN_OPTIONS])
+                + (
+                    f"--{own_key} takes its place"
+                    if own_key in recipe.tree
+                    else nearest(key, [*recipe.tree, *sorted(RUN_OPTIONS)])
+                )
             )
     recipe.override(overrides)
     return _run_options(options, recipe.path)

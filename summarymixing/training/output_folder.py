@@ -16,20 +16,23 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from speechbrain.core import DEFAULT_LOG_CONFIG
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import setup_logging
 
-from summarymixing.errors import UserError
+from summarymixing.errors import STOPPED_NAME, UserError
 from summarymixing.training.hyperparameters import RecipeFile
 from summarymixing.training.processes import on_main_process
 
 logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
+LOG_NAME = "log.jsonl"
 LOCK_OWNER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)")
 LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 
@@ -55,10 +58,30 @@ def output_folder_of(recipe: RecipeFile, argv: Sequence[str]) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        on_main_process(
+        put_back = on_main_process(
             lambda: _open_folder(Path(str(folder)), recipe, argv, stack)
         )
-        yield
+        try:
+            yield
+        except UserError:
+            if if_main_process():
+                put_back()
+            raise
+
+
+def mark_stopped(recipe: RecipeFile, reason: str) -> None:
+    """Leave a file in the output folder that says why the run has stopped.
+
+    Arguments
+    ---------
+    recipe : RecipeFile
+    reason : str
+        The signal. The next run removes the file.
+    """
+    folder = recipe.value("output_folder")
+    if folder is not None:
+        path = Path(str(folder)) / STOPPED_NAME
+        path.write_text(f"stopped by {reason}\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -118,12 +141,14 @@ def _open_folder(
     recipe: RecipeFile,
     argv: Sequence[str],
     stack: contextlib.ExitStack,
-) -> None:
+) -> Callable[[], None]:
+    """Open it; return what undoes the writing of a run that was refused."""
     folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(locked_folder(folder))
+    (folder / STOPPED_NAME).unlink(missing_ok=True)
     script = Path(sys.argv[0])
     command = shlex.join([str(script), *argv])
-    _keep_earlier(folder / "hyperparams.yaml", recipe.as_text())
+    kept = _keep_earlier(folder / "hyperparams.yaml", recipe.as_text())
     (folder / "hyperparams.yaml").write_text(
         f"# Written on {datetime.date.today()} by:\n# {command}\n"
         "# Repeats that run when given to the same script.\n"
@@ -139,19 +164,36 @@ def _open_folder(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     sys.excepthook = _log_exception
     logger.info("%s", command)
+    return partial(_put_back, folder, kept, _log_time(folder))
 
 
-def _keep_earlier(path: Path, new_text: str) -> None:
-    """Move the settings of an earlier, different run aside.
+def _put_back(folder: Path, kept: Path | None, log_time: int | None) -> None:
+    """Let hyperparams.yaml tell again what saved the checkpoints.
 
-    The new run may yet be refused, and the earlier file then still tells
-    what saved the checkpoints.
+    Unless this run has begun to train: then it is about this one.
+    """
+    if kept is not None and _log_time(folder) == log_time:
+        kept.replace(folder / "hyperparams.yaml")
+
+
+def _log_time(folder: Path) -> int | None:
+    """Return when the log was written last; a training run renews it."""
+    log = folder / LOG_NAME
+    return log.stat().st_mtime_ns if log.exists() else None
+
+
+def _keep_earlier(path: Path, new_text: str) -> Path | None:
+    """Move the settings of an earlier, different run aside; return them.
+
+    The new run may yet be refused.
     """
     if path.is_file() and not path.read_text("utf-8").endswith(new_text):
         number = 1
         while (kept := path.with_suffix(f".{number}.yaml")).exists():
             number += 1
         path.rename(kept)
+        return kept
+    return None
 
 
 def _log_exception(

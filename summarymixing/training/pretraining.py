@@ -7,7 +7,6 @@ position that a run has is its number of updates.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from summarymixing.training import processes
 from summarymixing.training.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
+    keep_settings,
 )
 from summarymixing.training.launch import stop_requested
 from summarymixing.training.pretraining_data import (
@@ -89,8 +89,15 @@ class PretrainingBrain(sb.Brain):
         while self.optimizer_step < self.hparams.max_updates:
             number = self.optimizer_step // every
             stop = min((number + 1) * every, self.hparams.max_updates)
-            self.data.sampler.set_range(self.optimizer_step, stop)
+            start = self.optimizer_step
+            self.data.sampler.set_range(start, stop)
             yield number + 1
+            if self.optimizer_step == start:
+                raise UserError(
+                    f"no update was made after update {start}: the batches "
+                    "ended before --accumulation of them were there. Leave "
+                    "out what shortens an epoch, such as --debug_batches"
+                )
 
     # Start
 
@@ -98,6 +105,7 @@ class PretrainingBrain(sb.Brain):
         """Compile, wrap, make the optimiser, resume."""
         super().on_fit_start()
         self.run_log = RunLog(self.folder, resumed_at=self.optimizer_step)
+        self._start_logging_window()
         if self.optimizer_step:
             logger.info("going on from update %d", self.optimizer_step)
 
@@ -107,9 +115,10 @@ class PretrainingBrain(sb.Brain):
             share = 1 - self.hparams.memory_budget
             self.model.encoder.encoder.recompute_share(share)
             return
-        torch._functorch.config.activation_memory_budget = (
-            self.hparams.memory_budget
-        )
+        # Imported here: torch loads it with its compiler, and that is slow.
+        import torch._functorch.config as compiler
+
+        compiler.activation_memory_budget = self.hparams.memory_budget
         for layer in self.model.encoder.encoder.layers:
             layer.compile(dynamic=True)
 
@@ -139,6 +148,7 @@ class PretrainingBrain(sb.Brain):
             fused=self.device_type == "cuda",
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
+        keep_settings(self.optimizer)
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     # Training
@@ -206,6 +216,7 @@ class PretrainingBrain(sb.Brain):
         if update % self.hparams.log_every_updates == 0:
             self._log_train()
         if stop:
+            self._log_rest()
             self.save_checkpoint()
             raise Stopped
 
@@ -294,6 +305,7 @@ class PretrainingBrain(sb.Brain):
         self.shown_loss = getattr(self, "shown_loss", 0.0)
         self.seconds_waited = 0.0
         self.gradient_norm = 0.0
+        self._window_update = self.optimizer_step
         self._window_start = self._idle_since = time.perf_counter()
 
     def _log_train(self) -> None:
@@ -317,6 +329,11 @@ class PretrainingBrain(sb.Brain):
         }
         self.run_log.write("train", self.optimizer_step, numbers)
         self._start_logging_window()
+
+    def _log_rest(self) -> None:
+        """Log what came after the last log entry: checkpoints count hours."""
+        if self.optimizer_step > self._window_update:
+            self._log_train()
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
@@ -343,6 +360,7 @@ class PretrainingBrain(sb.Brain):
         """After validation: log, save, export."""
         del stage_loss, epoch
         if stage != sb.Stage.VALID:
+            self._log_rest()
             return
         self.valid_sums.reduce(self.model, self.device)
         numbers = self.valid_sums.numbers(self.hparams.diversity_weight)
@@ -389,10 +407,12 @@ class PretrainingBrain(sb.Brain):
             "valid": valid or {},
         }
         self.run_log.write_metrics(metrics)
-        if self.rank == 0:
-            save_encoder(
+        # The other processes wait: one that ended would take this one along.
+        processes.on_main_process(
+            lambda: save_encoder(
                 self.model.encoder, self.folder / "encoder", trained_on=metrics
             )
+        )
 
 
 def parameter_groups(
@@ -479,14 +499,14 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
             fingerprint=fingerprint,
         ),
     )
-    with contextlib.suppress(Stopped):
-        brain.fit(brain.stretches(), data.train, data.valid)
+    brain.fit(brain.stretches(), data.train, data.valid)
 
 
 def _check_choices(hparams: dict[str, Any]) -> None:
     choices = {
         "schedule": tuple(SCHEDULES),
         "loss_reduction": ("mean", "sum"),
+        "precision": ("fp32", "bf16", "fp16"),
     }
     for key, allowed in choices.items():
         if hparams[key] not in allowed:

@@ -5,7 +5,6 @@ A new task is a `ProbeTask` and a YAML file that names it with its head.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from summarymixing.training.frozen_encoder import (
 from summarymixing.training.probe_brain import ProbeBrain, schedules
 from summarymixing.training.probe_data import ProbeData, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.processes import Stopped
 
 
 def make_head(
@@ -159,7 +157,6 @@ def probe(hparams: dict[str, Any], run_opts: Any) -> None:
 
 
 def train_and_test(brain: ProbeBrain) -> None:
-    """Do what is left of a run."""
-    with contextlib.suppress(Stopped):
-        brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
-        brain.test()
+    """Do what is left of a run; raises `Stopped` where it saves and stops."""
+    brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
+    brain.test()

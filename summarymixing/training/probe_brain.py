@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from summarymixing.errors import UserError
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.training import layer_weights, processes
+from summarymixing.training.checkpoints import keep_settings
 from summarymixing.training.launch import (
     stop_requested,
     stop_requested_anywhere,
@@ -142,6 +143,8 @@ class ProbeBrain(sb.Brain):
                 probe.weighted_sum.parameters()
             ),
         }
+        for optimizer in self.optimizers_dict.values():
+            keep_settings(optimizer)
         self.checkpointer.add_recoverables(self.optimizers_dict)
 
     # Training

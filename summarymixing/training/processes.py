@@ -24,6 +24,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 
+from summarymixing.data.batching import STOP_SIGNALS
 from summarymixing.errors import UserError
 
 Result = TypeVar("Result")
@@ -104,6 +105,13 @@ def choose_device(requested: str | None) -> str:
     """
     if requested is None:
         requested = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(requested)
+    except RuntimeError as error:
+        raise UserError(
+            f"--device={requested} is no device; give cpu, cuda or "
+            "cuda:INDEX, or leave it out"
+        ) from error
     if not requested.startswith("cuda"):
         return requested
     present = torch.cuda.device_count()
@@ -121,6 +129,15 @@ def choose_device(requested: str | None) -> str:
             f"{local_world_size()} processes; leave it out"
         )
     return requested
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise UserError for fp16 where there is no GPU."""
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise UserError(
+            f"--precision=fp16 needs a GPU, and this runs on {device}; give "
+            "bf16 or fp32"
+        )
 
 
 def on_main_process(function: Callable[[], Result]) -> Result:
@@ -238,7 +255,6 @@ class StopRequests:
     process, and the parent passes on its own, each child gets two.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
     ECHO_SECONDS = 2.0
 
     def __init__(self) -> None:
@@ -261,7 +277,7 @@ class StopRequests:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
 
-        before = {n: signal.signal(n, remember) for n in self.SIGNALS}
+        before = {n: signal.signal(n, remember) for n in STOP_SIGNALS}
         try:
             yield
         finally:

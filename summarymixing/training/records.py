@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
 from summarymixing.data.manifest import open_atomically
+from summarymixing.training.output_folder import LOG_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
     Of a stage that was done twice, since the run was killed before it could
     save, the second one counts.
     """
-    path = output_folder / "log.jsonl"
+    path = output_folder / LOG_NAME
     if not path.exists():
         return []
     entries = {}
@@ -72,7 +73,7 @@ class RunLog:
         if not if_main_process():
             return
         kept = [e for e in read_log(output_folder) if e["update"] <= resumed_at]
-        with open_atomically(output_folder / "log.jsonl") as file:
+        with open_atomically(output_folder / LOG_NAME) as file:
             file.writelines(json.dumps(entry) + "\n" for entry in kept)
         self._board = SummaryWriter(
             str(output_folder / "tensorboard"), purge_step=resumed_at + 1
@@ -82,7 +83,7 @@ class RunLog:
         """Add the numbers of one stage ("train", "valid") at an update."""
         if self._board is None:
             return
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             entry = {"stage": stage, "update": update, **numbers}
             file.write(json.dumps(entry) + "\n")
         for name, number in numbers.items():

@@ -103,6 +103,7 @@ def test_two_processes_share_a_run_and_stop_together(tmp_path):
         assert json.loads(path.read_text()) == expected
         assert (results / f"{rank}.saved").exists()
     assert "seed: 5" in (results / "hyperparams.yaml").read_text()
+    assert (results / "stopped").read_text() == "stopped by SIGTERM\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from summarymixing.training.finetuning import (
     make_brain,
 )
 from summarymixing.training.launch import load_hparams, run
+from summarymixing.training.processes import Stopped
 
 UTTERANCES = {
     "train-clean-100": 4,
@@ -76,7 +78,9 @@ def make_hparams(material, output_folder, **overrides):
 
 def run_recipe(material, output_folder, **overrides):
     """Fine-tune; return the metrics and the weights that are left behind."""
-    fine_tune(make_hparams(material, output_folder, **overrides), RUN_OPTIONS)
+    hparams = make_hparams(material, output_folder, **overrides)
+    with suppress(Stopped):
+        fine_tune(hparams, RUN_OPTIONS)
     return outcome(output_folder)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Manifest, write_manifest
+from summarymixing.lobes.conformer import ConformerEncoderLayer
 from summarymixing.training.launch import run
 from summarymixing.training.pretraining import pretrain
 from summarymixing.training.records import read_log
@@ -95,6 +97,49 @@ def test_one_value_changes(change, pretraining_manifests, tmp_path):
         change,
     )
     assert read_log(tmp_path)[-1]["loss"] < 10
+
+
+def test_compiled_run(pretraining_manifests, tmp_path, monkeypatch):
+    compile_layer = partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(ConformerEncoderLayer, "compile", compile_layer)
+    change = ("--compile=True", "--memory_budget=0.5")
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    train(file, pretraining_manifests, tmp_path, *change)
+    assert read_log(tmp_path)[-1]["loss"] < 10
+
+
+def test_hours_count_to_the_last_update(pretraining_manifests, tmp_path):
+    hours = []
+    for output, stops in (("straight", [3]), ("resumed", [2, 3])):
+        for stop in stops:
+            train(
+                ROOT / "hparams/pretraining/tiny.yaml",
+                pretraining_manifests,
+                tmp_path / output,
+                "--log_every_updates=100",
+                f"--max_updates={stop}",
+            )
+        metrics = json.loads((tmp_path / output / "metrics.json").read_text())
+        hours.append(metrics["audio_hours"])
+        assert metrics["gpu_hours"] > 0
+        assert [e["update"] for e in read_log(tmp_path / output)][-1] == 3
+    assert hours[0] == pytest.approx(hours[1]) and hours[0] > 0
+
+
+def test_an_epoch_without_an_update_is_explained(
+    pretraining_manifests, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as end:
+        train(
+            ROOT / "hparams/pretraining/tiny.yaml",
+            pretraining_manifests,
+            tmp_path,
+            "--accumulation=2",
+            "--debug",
+            "--debug_batches=1",
+        )
+    assert end.value.code == 2
+    assert "no update was made after update 0" in capsys.readouterr().err
 
 
 def test_resumed_run_equals_straight_run(pretraining_manifests, tmp_path):

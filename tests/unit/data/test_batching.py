@@ -1,5 +1,6 @@
 """Batches: all utterances, bounded, and a function of (seed, epoch) alone."""
 
+import os
 from collections import Counter
 from itertools import chain
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from summarymixing.data.batching import (
+    STOP_SIGNALS,
     BatchPlan,
     EpochBatchSampler,
     UpdateBatchSampler,
     pad_wavs,
+    start_worker,
 )
 from summarymixing.errors import UserError
 
@@ -241,3 +244,13 @@ def test_a_left_over_that_is_too_small_joins_the_batch_before(order):
         assert sorted(sum(batches, [])) == list(range(9))
     alone = BatchPlan([1.0], seed=0, batch_size=4, smallest_batch=2)
     assert alone.batches(0) == [[0]]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_leaves_the_workers_alone(number):
+    pid = os.fork()
+    if pid == 0:
+        start_worker(0)
+        os.kill(os.getpid(), number)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ if what == "hang":
     time.sleep(60)
 if what == "stop":
     sys.exit(75)
+if what == "stop behind torchrun":
+    (folder / "stopped").touch()
+    sys.exit(1)
 if what == "fail":
     print("on the way")
     sys.exit("error: no good")
@@ -102,6 +106,18 @@ def test_the_same_plan_again_runs_what_is_not_done(make_plan, tmp_path, capsys):
     assert calls == [["write"], ["fail", "write"]]
 
 
+def test_the_order_of_values_makes_no_other_command(tmp_path):
+    def make(*words):
+        run = make_run(tmp_path, 0, "write")
+        return replace(run, command=(*run.command, *words))
+
+    run = make("--a=1", "--b=2")
+    run.write_record()
+    (run.folder / "metrics.json").write_text('{"splits": {}}')
+    assert make("--b=2", "--a=1").difference() is None
+    assert make("--b=2").difference() == "then --a=1, now without"
+
+
 def test_what_cannot_be_prepared_is_not_run(make_plan, tmp_path, capsys):
     # Runs 0 and 1 are LibriSpeech, run 2 is Welsh.
     plan = make_plan(
@@ -120,13 +136,22 @@ def test_what_cannot_be_prepared_is_not_run(make_plan, tmp_path, capsys):
     assert "librispeech could not be prepared" in capsys.readouterr().out
 
 
-def test_a_run_that_someone_stops_stops_the_plan(make_plan, tmp_path):
-    plan = make_plan("stop", "write")
+@pytest.mark.parametrize("word", ["stop", "stop behind torchrun"])
+def test_a_run_that_someone_stops_stops_the_plan(make_plan, tmp_path, word):
+    plan = make_plan(word, "write")
     with pytest.raises(Interrupted) as stop:
         execute(plan, tmp_path)
     assert stop.value.code == 75
     assert read_record(plan.runs[0].folder)["state"] == "stopped"
     assert not plan.runs[1].folder.exists()
+
+
+def test_an_old_note_of_a_stop_explains_no_failure(make_plan, tmp_path):
+    plan = make_plan("fail", "write")
+    plan.runs[0].folder.mkdir(parents=True)
+    (plan.runs[0].folder / "stopped").touch()
+    assert execute(plan, tmp_path) == [plan.runs[0]]
+    assert plan.runs[1].is_done()
 
 
 DRIVER = """

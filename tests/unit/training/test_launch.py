@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from summarymixing.errors import UserError
-from summarymixing.training import launch, output_folder
+from summarymixing.errors import STOPPED_STATUS, UserError
+from summarymixing.training import launch, output_folder, processes
 from summarymixing.training.hyperparameters import load_hparams
+from summarymixing.training.records import RunLog
 
 RECIPE = """
 seed: 1   # of everything
@@ -93,7 +94,7 @@ def test_arguments_override_the_recipe(recipe, words, key, value):
         (["--debug"], "debug", True),
         (["--debug=True"], "debug", True),
         (["--debug", "True"], "debug", True),
-        (["--max_grad_norm", "2.5"], "max_grad_norm", 2.5),
+        (["--nonfinite_patience", "2"], "nonfinite_patience", 2),
         (
             ["--compile_module_keys", "a", "b"],
             "compile_module_keys",
@@ -120,9 +121,13 @@ def test_flag_may_be_switched_off(recipe):
         (["--comp"], "--comp is not a key"),
         (["--noprogress"], "did you mean 'noprogressbar'"),
         (["--seed"], "--seed needs a value"),
-        (["--max_grad_norm=much"], "max_grad_norm"),
+        (["--seed=two"], "'seed' is a number, such as 1, and 'two' is none"),
+        (["--seed=1x"], "'seed' is a number"),
+        (["--fast=maybe"], "'fast' is True or False"),
+        (["--device=gpu"], "--device=gpu is no device"),
+        (["--precision=fp16", "--device=cpu"], "fp16 needs a GPU"),
+        (["--nonfinite_patience=much"], "nonfinite_patience"),
         (["--optimizer_step_limit=few"], "must be a number"),
-        (["--eval_precision=bf17"], "bf17"),
         (["--debug=maybe"], "debug"),
         (["--seed=1", "2"], "'2' has no place"),
         (["--note=[1"], "--note"),
@@ -285,10 +290,58 @@ def test_signal_asks_the_run_to_stop(recipe, capsys, number):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
         run(recipe, main=train)
-    assert end.value.code == launch.STOPPED_STATUS
+    assert end.value.code == STOPPED_STATUS
     assert seen == [False, True]
     assert signal.getsignal(number) is before
     assert number.name in capsys.readouterr().err
+
+
+def test_stopped_run_leaves_a_note_until_it_goes_on(recipe, tmp_path, capsys):
+    """Torchrun hides the status, and rank 0 perhaps got no signal itself."""
+
+    def train(hparams, run_opts):
+        assert not note.exists()
+        raise processes.Stopped
+
+    note = tmp_path / "results" / "stopped"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            run(recipe, f"--output_folder={note.parent}", main=train)
+        assert end.value.code == STOPPED_STATUS
+        assert note.read_text() == "stopped by another rank\n"
+    run(recipe, f"--output_folder={note.parent}", main=lambda *given: None)
+    assert not note.exists()
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_refused_run_leaves_the_settings_of_the_one_before(
+    recipe, tmp_path, capsys, has_begun
+):
+    """They tell what saved the checkpoints; not so where it has trained."""
+    folder = tmp_path / "out"
+
+    def refuse(hparams, run_opts):
+        if has_begun:
+            RunLog(folder)
+        raise UserError("other widths")
+
+    words = ("--note=first", f"--output_folder={folder}")
+    run(recipe, *words, main=lambda *given: None)
+    message_of(capsys, recipe, "--note=second", *words[1:], main=refuse)
+    kept = load_hparams(folder / "hyperparams.yaml")["note"]
+    assert kept == ("second" if has_begun else "first")
+    assert (folder / "hyperparams.1.yaml").exists() == has_begun
+
+
+@pytest.mark.parametrize("key", launch.OWN_KEYS)
+def test_options_past_the_recipe_are_refused(recipe, capsys, key):
+    recipe_text = recipe.read_text()
+    recipe.write_text(f"{recipe_text}accumulation: 1\n")
+    message = message_of(capsys, recipe, f"--{key}=1")
+    assert f"--{key} is not a key of" in message
+    own_key = launch.OWN_KEYS[key]
+    if own_key in ("accumulation", "precision"):
+        assert f"--{own_key} takes its place" in message
 
 
 @pytest.mark.parametrize(

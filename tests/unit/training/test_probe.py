@@ -1,6 +1,7 @@
 """Training, resuming and testing a probe, in one process."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count, repeat
 
@@ -19,6 +20,7 @@ from summarymixing.training.launch import load_hparams
 from summarymixing.training.probe import make_brain, probe
 from summarymixing.training.probe_brain import ProbeBrain
 from summarymixing.training.probe_task import ProbeTask
+from summarymixing.training.processes import Stopped
 from summarymixing.training.records import read_log
 
 RUN_OPTIONS = {"device": "cpu", "noprogressbar": True}
@@ -71,7 +73,8 @@ def make_hparams(material, output_folder, **overrides):
 
 
 def run_probe(material, output_folder, **overrides):
-    probe(make_hparams(material, output_folder, **overrides), RUN_OPTIONS)
+    with suppress(Stopped):
+        probe(make_hparams(material, output_folder, **overrides), RUN_OPTIONS)
     path = output_folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else None
 
