@@ -159,7 +159,8 @@ class Run(Job):
 
 
 def _identity(command: list[str]) -> list[str]:
-    return [word for word in command if not word.startswith(PLACE)]
+    """Return what a result depends on: not the order of --key=value."""
+    return sorted(word for word in command if not word.startswith(PLACE))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
     ---------
     text : str, optional
         Names with commas between, or "all" of MP3S. Without: the paper's
-        tasks, as far as their corpora are there.
+        tasks, and those of corpora beside MP3S, as far as they are there.
     corpora : iterable of str
         Corpora that are there.
 
@@ -225,7 +225,7 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
         return [
             task
             for task in TASKS.values()
-            if task.in_paper and task.corpus in corpora
+            if (task.in_paper or not task.in_mp3s) and task.corpus in corpora
         ]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
