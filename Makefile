@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_FOLDER ?= results/demo
 AUDIO ?=
+# Tests wait much, for processes to start and to end. Files stay whole and in order: long ones first.
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint clean
 demo: $(VENV)/.installed-demo
 	$(BIN)/python recipes/demo.py $(DEMO_FOLDER) $(if $(AUDIO),--audio="$(AUDIO)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ DEMO = ["espeakng-loader>=0.2"]  # speech synthesis for miniature corpora
 # SpeechBrain needs both for language models; kenlm is compiled (CMake, C++).
 KENLM = ["kenlm>=0.2", "pygtrie>=2.5"]
 HUGGINGFACE = ["transformers>=5,<6"]  # to probe its encoders beside ours
-TEST = [*DEMO, *HUGGINGFACE, "pytest>=8"]
+TEST = [*DEMO, *HUGGINGFACE, "pytest>=8", "pytest-xdist>=3"]
 DEV = [
     *TEST,
     "ruff>=0.12,<1",
