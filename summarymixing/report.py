@@ -292,8 +292,14 @@ def draw_layer_panels(
             axes.tick_params(axis="y", length=2, width=0.5)
             if axes not in grid[:, 0]:
                 axes.set_ylabel("")
+        num_layers = max(len(w) for p in panels.values() for w in p.values())
         bar = figure.colorbar(
-            grid[0, 0].images[0], ax=grid, aspect=30 * len(grid), pad=0.02
+            grid[0, 0].images[0],
+            ax=grid,
+            aspect=min(30, 2 * num_layers) * len(grid),
+            pad=0.02,
+            ticks=[0, largest / 2, largest],
+            format="%.2f",
         )
         bar.set_label("weight")
         bar.outline.set_visible(False)
