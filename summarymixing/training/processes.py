@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import errno
 import hashlib
+import logging
 import os
 import signal
 import time
@@ -28,6 +29,8 @@ from summarymixing.data.batching import STOP_SIGNALS
 from summarymixing.errors import UserError
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 # The longest that one rank may keep the others waiting in a collective.
 # SpeechBrain's two hours would hide a dead rank for as long.
@@ -132,11 +135,20 @@ def choose_device(requested: str | None) -> str:
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Raise UserError for fp16 where there is no GPU."""
-    if precision == "fp16" and not device.startswith("cuda"):
+    """Raise UserError for fp16 without a GPU; warn of bf16 on an old one."""
+    on_gpu = device.startswith("cuda")
+    if precision == "fp16" and not on_gpu:
         raise UserError(
             f"--precision=fp16 needs a GPU, and this runs on {device}; give "
             "bf16 or fp32"
+        )
+    if (
+        precision == "bf16"
+        and on_gpu
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        logger.warning(
+            "this GPU only emulates bf16, which is slow: give --precision=fp16"
         )
 
 

@@ -313,6 +313,15 @@ def test_stopped_run_leaves_a_note_until_it_goes_on(recipe, tmp_path, capsys):
     assert not note.exists()
 
 
+@pytest.mark.parametrize("supported", [False, True])
+def test_emulated_bf16_is_a_warning(monkeypatch, caplog, supported):
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation: supported
+    )
+    processes.check_precision("bf16", "cuda:0")
+    assert ("--precision=fp16" in caplog.text) != supported
+
+
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_refused_run_leaves_the_settings_of_the_one_before(
     recipe, tmp_path, capsys, has_begun
