@@ -108,6 +108,32 @@ class PretrainingBrain(sb.Brain):
         self._start_logging_window()
         if self.optimizer_step:
             logger.info("going on from update %d", self.optimizer_step)
+            self._warn_of_other_batches()
+
+    def _describe_batches(self) -> dict[str, float]:
+        """Return what the batches are a function of, beside the update."""
+        h = self.hparams
+        return {
+            "train_hours": round(self.data.hours, 3),
+            "processes": self.world_size,
+            "max_batch_seconds": h.max_batch_seconds,
+            "accumulation": h.accumulation,
+        }
+
+    def _warn_of_other_batches(self) -> None:
+        """Other data and hardware are allowed, but not without a word."""
+        saved = self.checkpointer.find_checkpoint().meta.get("batches", {})
+        changes = [
+            f"{name} {saved[name]:g} before, {value:g} now"
+            for name, value in self._describe_batches().items()
+            if saved.get(name, value) != value
+        ]
+        if changes:
+            logger.warning(
+                "from here on the batches are others: %s. The run is not "
+                "what a straight one would have been.",
+                "; ".join(changes),
+            )
 
     def _compile(self) -> None:
         """Compile layer by layer: one graph serves all, names stay."""
@@ -392,7 +418,11 @@ class PretrainingBrain(sb.Brain):
         """Write a checkpoint, the encoder and the metrics."""
         self.step = 0  # a stretch always starts at its first micro-batch
         self.checkpointer.save_and_keep_only(
-            meta={"update": self.optimizer_step, **(valid or {})},
+            meta={
+                "update": self.optimizer_step,
+                "batches": self._describe_batches(),
+                **(valid or {}),
+            },
             num_to_keep=self.hparams.checkpoints_to_keep,
             name=None,
         )

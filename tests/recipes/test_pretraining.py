@@ -126,6 +126,24 @@ def test_hours_count_to_the_last_update(pretraining_manifests, tmp_path):
     assert hours[0] == pytest.approx(hours[1]) and hours[0] > 0
 
 
+def test_other_batches_on_resume_are_a_warning(pretraining_manifests, tmp_path):
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    train(file, pretraining_manifests, tmp_path)
+    train(file, pretraining_manifests, tmp_path, "--max_updates=3")
+    log = tmp_path / "log.txt"
+    assert "going on from update 2" in log.read_text()
+    assert "the batches are others" not in log.read_text()
+    train(
+        file,
+        pretraining_manifests,
+        tmp_path,
+        "--max_updates=4",
+        "--max_batch_seconds=70",
+    )
+    expected = "others: max_batch_seconds 61 before, 70 now."
+    assert expected in log.read_text()
+
+
 def test_an_epoch_without_an_update_is_explained(
     pretraining_manifests, tmp_path, capsys
 ):
