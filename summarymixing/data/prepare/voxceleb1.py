@@ -27,7 +27,6 @@ from summarymixing.data.prepare.common import (
     VALID_NAME,
     Corpus,
     Trial,
-    check_holds,
     check_source,
     find_file,
     hash_of,
@@ -98,7 +97,8 @@ def plan_voxceleb1(
     Arguments
     ---------
     corpus_dir : Path
-        The folder that holds `wav`, with all speakers.
+        The folder that holds `wav`, with all speakers, or folders that do,
+        such as `dev` and `test`.
     manifest_dir : Path
         Where the manifests, the trials and report.json are written.
     trials : Path, optional
@@ -123,12 +123,15 @@ def plan_voxceleb1(
         f"--valid_fraction is {valid_fraction:g}; it must be in [0, 1).",
     )
     corpus_dir = check_source(corpus_dir)
-    advice = f"Give the folder that holds {LAYOUT} as SOURCE."
-    check_holds(corpus_dir, [AUDIO], advice)
+    folders = _find_audio(corpus_dir)
     trial_file = _find_trials(corpus_dir, trials)
     listing = Listing()
     trial_list = _read_trials(trial_file, listing)
-    files = list_files(corpus_dir, (".wav",), below=AUDIO)
+    files = [
+        file
+        for folder in folders
+        for file in list_files(corpus_dir, (".wav",), below=folder)
+    ]
     return Preparation(
         corpus="voxceleb1",
         corpus_dir=corpus_dir,
@@ -149,6 +152,24 @@ def plan_voxceleb1(
         listed=listing.outcome,
         finish=partial(_finish_trials, trials=trial_list),
     )
+
+
+def _find_audio(corpus_dir: Path) -> list[str]:
+    """Return `wav`, or those of archives that were unpacked side by side."""
+    if (corpus_dir / AUDIO).is_dir():
+        return [AUDIO]
+    found = sorted(
+        f"{folder.name}/{AUDIO}"
+        for folder in corpus_dir.iterdir()
+        if (folder / AUDIO).is_dir()
+    )
+    require(
+        bool(found),
+        f"{corpus_dir} has no {AUDIO}, and no folder in it has one. Give the "
+        f"folder that holds {LAYOUT}, or dev/{AUDIO} and test/{AUDIO} in place "
+        f"of {AUDIO}, as SOURCE.",
+    )
+    return found
 
 
 def _read_trials(path: Path, listing: Listing) -> list[Trial]:
@@ -175,22 +196,28 @@ def _read_trials(path: Path, listing: Listing) -> list[Trial]:
 def _list_tasks(
     paths: Collection[str], trials: Sequence[Trial], listing: Listing
 ) -> list[str]:
-    """Return "train NAME", "test NAME" or "unused NAME", sorted by name.
+    """Return use, name and path with tabs between, sorted by name.
 
     In the official list the same 40 speakers stand on both sides of the
     trials. The trials may name utterances that are not there.
     """
     tested = {name for trial in trials for name in (trial.enrol, trial.test)}
     test_speakers = {name.split("/")[0] for name in tested}
-    tasks = dict.fromkeys(tested, TEST)
+    found: dict[str, str] = {}
     for path in paths:
-        name = path.removeprefix(f"{AUDIO}/").removesuffix(".wav")
+        # Behind "wav/", which may itself be in a folder of an archive.
+        name = f"/{path}".split(f"/{AUDIO}/", 1)[1].removesuffix(".wav")
         if name.count("/") != 2:
             listing.note(f"not in the layout {LAYOUT}", path)
-        elif name not in tested:
-            unused = name.split("/")[0] in test_speakers
-            tasks[name] = UNUSED if unused else TRAIN
-    return [f"{tasks[name]} {name}" for name in sorted(tasks)]
+        elif found.setdefault(name, path) != path:
+            listing.note("utterance found twice", path)
+    tasks = []
+    for name in sorted(found.keys() | tested):
+        unused = name.split("/")[0] in test_speakers
+        use = TEST if name in tested else UNUSED if unused else TRAIN
+        path = found.get(name, f"{AUDIO}/{name}.wav")
+        tasks.append("\t".join((use, name, path)))
+    return tasks
 
 
 def process_utterance(
@@ -201,7 +228,7 @@ def process_utterance(
     Arguments
     ---------
     task : str
-        What to do with it, and its name.
+        What to do with it, its name and its path.
     root : Path
         The corpus.
     chunk_seconds : float
@@ -212,9 +239,8 @@ def process_utterance(
     Outcome
         Rows, what is dropped, or the problem.
     """
-    use, _, name = task.partition(" ")
+    use, name, path = task.split("\t")
     outcome = Outcome(group=TEST if use == TEST else name)
-    path = f"{AUDIO}/{name}.wav"
     duration_s = measure(outcome, root, path)
     whole = Row(
         id=name,

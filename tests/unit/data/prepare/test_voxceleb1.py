@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -280,11 +281,43 @@ def test_trials_of_one_kind_are_refused_and_do_not_look_finished(
     assert prepare().reused
 
 
+def test_archives_may_lie_side_by_side(corpus, prepare, tmp_path):
+    prepare()
+    names = ("train", "valid", "test")
+    before = {name: [r.id for r in read_rows(tmp_path, name)] for name in names}
+    speakers = sorted((corpus / "wav").iterdir())
+    for number, speaker in enumerate(speakers):
+        part = corpus / ("a part", "test")[number % 2] / "wav"
+        part.mkdir(parents=True, exist_ok=True)
+        speaker.rename(part / speaker.name)
+    (corpus / "wav").rmdir()
+    assert not prepare().problems
+    for name in names:
+        rows = read_rows(tmp_path, name)
+        assert [row.id for row in rows] == before[name]
+        assert all(Path(row.path).is_file() for row in rows)
+
+
+def test_an_utterance_in_two_archives_counts_once(corpus, prepare):
+    kept = prepare().kept.count
+    (corpus / "wav").rename(corpus / "wavs")
+    (corpus / "dev").mkdir()
+    (corpus / "wavs").rename(corpus / "dev" / "wav")
+    first = sorted((corpus / "dev" / "wav").rglob("*.wav"))[0]
+    copy = corpus / "test" / first.relative_to(corpus / "dev")
+    copy.parent.mkdir(parents=True)
+    shutil.copy(first, copy)
+    report = prepare()
+    assert report.kept.count == kept
+    path = str(copy.relative_to(corpus))
+    assert report.problems == {"utterance found twice": [path]}
+
+
 @pytest.mark.parametrize(
     ("source", "options", "expected"),
     [
         ("wav", {}, "has no wav"),
-        ("..", {}, "has no wav"),
+        ("..", {}, "no list of trials"),
         ("", {"trials": "nowhere.txt"}, "no list of trials .*nowhere.txt"),
         ("", {"chunk_seconds": 0}, "chunk_seconds"),
         ("", {"chunk_seconds": 60}, "nothing to train on"),
