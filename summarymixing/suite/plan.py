@@ -100,9 +100,20 @@ def make_plan(
         UserError for a recipe that is not there or lacks a key, and for
         results that another command has made.
     """
-    first_seeds = {task: _read_first_seed(task, settings) for task in tasks}
+    recipes = {task: _read_recipe(task, settings) for task in tasks}
+    material = {
+        task: _describe_material(recipe, corpora[task.corpus])
+        for task, recipe in recipes.items()
+    }
     runs = tuple(
-        _make_run(settings, encoder, task, first_seeds[task] + number, corpora)
+        _make_run(
+            settings,
+            encoder,
+            task,
+            int(recipes[task].tree["seed"]) + number,
+            corpora[task.corpus],
+            material[task],
+        )
         # Seeds last: the table is full, if without deviations, early on.
         for number in range(settings.num_seeds)
         for task in tasks
@@ -113,11 +124,11 @@ def make_plan(
     return Plan(tuple(_prepare(settings, corpora, needed)), runs)
 
 
-def _read_first_seed(task: Task, settings: Settings) -> int:
-    """Read the seed of a recipe file, and see that keys are there."""
+def _read_recipe(task: Task, settings: Settings) -> RecipeFile:
+    """Read a recipe file, and see that keys are there."""
     if not (settings.repository / task.recipe).is_file():
         raise UserError(f"{task.name}: there is no {task.recipe}")
-    tree = RecipeFile.read(settings.repository / task.yaml).tree
+    recipe = RecipeFile.read(settings.repository / task.yaml)
     words = _free_words(settings, task)
     if words:
         # Imported late: SpeechBrain takes seconds to import.
@@ -125,11 +136,12 @@ def _read_first_seed(task: Task, settings: Settings) -> int:
 
         for word in words:
             key = word.removeprefix("--").partition("=")[0]
-            if key not in tree and key not in RUN_OPTIONS:
+            if key not in recipe.tree and key not in RUN_OPTIONS:
                 raise UserError(
-                    f"{word}: not a key of {task.yaml}; {nearest(key, tree)}"
+                    f"{word}: not a key of {task.yaml}; "
+                    + nearest(key, recipe.tree)
                 )
-    return int(tree["seed"])
+    return recipe
 
 
 def _free_words(settings: Settings, task: Task) -> list[str]:
@@ -143,7 +155,8 @@ def _make_run(
     encoder: Encoder,
     task: Task,
     seed: int,
-    corpora: dict[str, Corpus],
+    corpus: Corpus,
+    material: dict[str, str],
 ) -> Run:
     folder = settings.output_folder / encoder.name / task.name / f"seed_{seed}"
     source = Path(encoder.source)
@@ -152,7 +165,7 @@ def _make_run(
         task.recipe,
         task.yaml,
         f"--encoder={settings.path(source) if source.is_dir() else source}",
-        f"--manifests={settings.path(corpora[task.corpus].manifests)}",
+        f"--manifests={settings.path(corpus.manifests)}",
         f"--output_folder={settings.path(folder)}",
         f"--seed={seed}",
     ]
@@ -169,20 +182,18 @@ def _make_run(
         encoder,
         task,
         seed,
-        _describe_material(settings, task, corpora[task.corpus]),
+        material,
     )
 
 
-def _describe_material(
-    settings: Settings, task: Task, corpus: Corpus
-) -> dict[str, str]:
+def _describe_material(recipe: RecipeFile, corpus: Corpus) -> dict[str, str]:
     """Return what makes results others, and is not in the command."""
-    recipe = RecipeFile.read(settings.repository / task.yaml).as_text()
+    text = recipe.as_text()
     source = "prepared" if corpus.source is None else str(corpus.source)
     return {
         "corpus": " ".join([source, *corpus.options]),
         "recipe file": hashlib.blake2b(
-            recipe.encode(), digest_size=8
+            text.encode(), digest_size=8
         ).hexdigest(),
     }
 
