@@ -261,18 +261,18 @@ def read_voice_activity(path: Path) -> list[Clip]:
         clips = [(float(start), float(stop)) for start, stop in activity]
     except (TypeError, ValueError) as error:
         raise MetadataError("malformed voice_activity") from error
-    ends = [0.0, *(stop for _, stop in clips)]
-    # Comparisons that NaN fails.
-    if not all(
-        end <= start + MAX_OVERLAP_S and start <= stop + ROUNDING_S < 1e9
-        for end, (start, stop) in zip(ends, clips, strict=False)
-    ):
-        raise MetadataError("malformed voice_activity")
-    whole = [
-        (max(end, start), stop)
-        for end, (start, stop) in zip(ends, clips, strict=False)
-    ]
-    return [clip for clip in whole if clip[1] - clip[0] > ROUNDING_S]
+    cut, end = [], 0.0
+    for start, stop in clips:
+        # Comparisons that NaN fails.
+        if not (
+            end <= start + MAX_OVERLAP_S and start <= stop + ROUNDING_S < 1e9
+        ):
+            raise MetadataError("malformed voice_activity")
+        start = max(end, start)
+        if stop - start > ROUNDING_S:
+            cut.append((start, stop))
+        end = stop
+    return cut
 
 
 def _cut(
