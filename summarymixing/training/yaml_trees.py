@@ -135,16 +135,9 @@ def merge(
                 + nearest(str(key), target)
             )
         old = target[key]
-        if not _fits(old, new):
+        if misfit := _misfit(old, new):
             raise UserError(
-                f"{_where(source, overrides, key)}: '{name}' is "
-                f"{one_line(old)}, so {one_line(new)} cannot replace it; "
-                "a mapping overrides a mapping, a value overrides a value"
-            )
-        if wanted := _kind_missed(old, new):
-            raise UserError(
-                f"{_where(source, overrides, key)}: '{name}' is {wanted}, such "
-                f"as {one_line(old)}, and {one_line(new)!r} is none"
+                f"{_where(source, overrides, key)}: '{name}' is {misfit}"
             )
         merged = old and isinstance(old, CommentedMap) and not _tag(new)
         if merged and new is not None:
@@ -153,17 +146,23 @@ def merge(
             target[key] = new
 
 
-def _fits(old: Any, new: Any) -> bool:
-    """Return whether a value may stand where another one stood."""
+def _misfit(old: Any, new: Any) -> str | None:
+    """Return why a value may not stand where another one stood, if so."""
     if _tag(new) or new is None or old is None or _tag(old) == "!PLACEHOLDER":
-        return True
-    return isinstance(old, CommentedMap) == isinstance(new, CommentedMap)
-
-
-def _kind_missed(old: Any, new: Any) -> str | None:
-    """Return what a value has to be if a text cannot stand in its place."""
-    if not isinstance(new, str) or _tag(new) or new in NAMED_NUMBERS:
         return None
+    if isinstance(old, CommentedMap) != isinstance(new, CommentedMap):
+        return (
+            f"{one_line(old)}, so {one_line(new)} cannot replace it; "
+            "a mapping overrides a mapping, a value overrides a value"
+        )
+    kind = _kind(old) if isinstance(new, str) else None
+    if kind is None or new in NAMED_NUMBERS:
+        return None
+    return f"{kind}, such as {one_line(old)}, and {one_line(new)!r} is none"
+
+
+def _kind(old: Any) -> str | None:
+    """Return what a value is that no text may replace."""
     if isinstance(old, bool):
         return "True or False"
     if isinstance(old, int | float):
