@@ -8,7 +8,7 @@ keys then override that file, and the command line overrides both. See
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,28 @@ def read_value(text: str, source: str) -> Any:
     except YAMLError:
         return text
     return text if isinstance(value, str | dict | list) else value
+
+
+def check_words(
+    hparams: Mapping[str, Any], choices: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise UserError for a word that is none of those allowed for its key.
+
+    Arguments
+    ---------
+    hparams : mapping
+    choices : mapping
+        What is allowed, by key.
+
+    Example
+    -------
+    >>> check_words({"order": "random"}, {"order": ("ascending", "random")})
+    """
+    for key, allowed in choices.items():
+        if hparams[key] not in allowed:
+            raise UserError(
+                f"{key} is one of {', '.join(allowed)}, not {hparams[key]!r}."
+            )
 
 
 def find_recipe_file(path: Path) -> Path:

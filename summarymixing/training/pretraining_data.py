@@ -28,6 +28,7 @@ from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
 from summarymixing.lobes.pretraining import MaskedFrames, gather_masked_frames
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MASK_SCHEMES, MaskScheme
+from summarymixing.training.hyperparameters import check_words
 
 
 @dataclass
@@ -158,11 +159,9 @@ def load_pretraining_data(
         UserError for missing or moved data, an utterance longer than a
         batch, or too few batches.
     """
-    if mask_scheme not in MASK_SCHEMES:
-        raise UserError(
-            f"mask_scheme is one of {', '.join(MASK_SCHEMES)}, not "
-            f"{mask_scheme!r}."
-        )
+    check_words(
+        {"mask_scheme": mask_scheme}, {"mask_scheme": tuple(MASK_SCHEMES)}
+    )
     scheme = partial(
         MASK_SCHEMES[mask_scheme],
         probability=mask_probability,

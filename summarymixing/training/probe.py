@@ -25,6 +25,7 @@ from summarymixing.training.frozen_encoder import (
     digest,
     load_frozen_encoder,
 )
+from summarymixing.training.hyperparameters import check_words
 from summarymixing.training.probe_brain import ProbeBrain, schedules
 from summarymixing.training.probe_data import ProbeData, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
@@ -135,11 +136,7 @@ def check_choices(
         "order": ("ascending", "random"),
         **more,
     }
-    for key, allowed in choices.items():
-        if hparams[key] not in allowed:
-            raise UserError(
-                f"{key} is one of {', '.join(allowed)}, not {hparams[key]!r}."
-            )
+    check_words(hparams, choices)
 
 
 def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
