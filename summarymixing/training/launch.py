@@ -134,7 +134,7 @@ def _run(main: Main, argv: Sequence[str]) -> None:
     with (
         _stop.listening(),
         processes.process_group(str(run_opts.device)),
-        output_folder_of(recipe, argv),
+        output_folder_of(recipe, argv) as folder,
     ):
         try:
             main(recipe.build(), run_opts)
@@ -144,7 +144,8 @@ def _run(main: Main, argv: Sequence[str]) -> None:
         if stopped and if_main_process():
             # Rank 0 may learn from another rank that it has to stop.
             reason = _stop.received.name if _stop.received else "another rank"
-            mark_stopped(recipe, reason)
+            if folder is not None:
+                mark_stopped(folder, reason)
             print(
                 f"stopped by {reason}; the same command resumes the run",
                 file=sys.stderr,

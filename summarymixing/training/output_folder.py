@@ -16,14 +16,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from speechbrain.core import DEFAULT_LOG_CONFIG
-from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import setup_logging
 
 from summarymixing.errors import STOPPED_NAME, UserError
@@ -38,7 +36,9 @@ LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager
-def output_folder_of(recipe: RecipeFile, argv: Sequence[str]) -> Iterator[None]:
+def output_folder_of(
+    recipe: RecipeFile, argv: Sequence[str]
+) -> Iterator[Path | None]:
     """Own the recipe's output folder for the duration of a run.
 
     Writes what repeats the run (``hyperparams.yaml``, the script, ``env.log``)
@@ -52,36 +52,33 @@ def output_folder_of(recipe: RecipeFile, argv: Sequence[str]) -> Iterator[None]:
         A recipe without the key ``output_folder`` writes nothing.
     argv : sequence of str
         The command line, for the record.
+
+    Yields
+    ------
+    Path or None
+        The folder.
     """
-    folder = recipe.value("output_folder")
-    if folder is None:
-        yield
+    value = recipe.value("output_folder")
+    if value is None:
+        yield None
         return
+    folder = Path(str(value))
     with contextlib.ExitStack() as stack:
-        put_back = on_main_process(
-            lambda: _open_folder(Path(str(folder)), recipe, argv, stack)
-        )
-        try:
-            yield
-        except UserError:
-            if if_main_process():
-                put_back()
-            raise
+        on_main_process(lambda: _open_folder(folder, recipe, argv, stack))
+        yield folder
 
 
-def mark_stopped(recipe: RecipeFile, reason: str) -> None:
+def mark_stopped(folder: Path, reason: str) -> None:
     """Leave a file in the output folder that says why the run has stopped.
 
     Arguments
     ---------
-    recipe : RecipeFile
+    folder : Path
     reason : str
         The signal. The next run removes the file.
     """
-    folder = recipe.value("output_folder")
-    if folder is not None:
-        path = Path(str(folder)) / STOPPED_NAME
-        path.write_text(f"stopped by {reason}\n", encoding="utf-8")
+    path = folder / STOPPED_NAME
+    path.write_text(f"stopped by {reason}\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -141,8 +138,7 @@ def _open_folder(
     recipe: RecipeFile,
     argv: Sequence[str],
     stack: contextlib.ExitStack,
-) -> Callable[[], None]:
-    """Open it; return what undoes the writing of a run that was refused."""
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(locked_folder(folder))
     (folder / STOPPED_NAME).unlink(missing_ok=True)
@@ -164,16 +160,23 @@ def _open_folder(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     sys.excepthook = _log_exception
     logger.info("%s", command)
-    return partial(_put_back, folder, kept, _log_time(folder))
+    if kept is not None:
+        stack.enter_context(_put_back_if_refused(folder, kept))
 
 
-def _put_back(folder: Path, kept: Path | None, log_time: int | None) -> None:
+@contextlib.contextmanager
+def _put_back_if_refused(folder: Path, kept: Path) -> Iterator[None]:
     """Let hyperparams.yaml tell again what saved the checkpoints.
 
     Unless this run has begun to train: then it is about this one.
     """
-    if kept is not None and _log_time(folder) == log_time:
-        kept.replace(folder / "hyperparams.yaml")
+    log_time = _log_time(folder)
+    try:
+        yield
+    except UserError:
+        if _log_time(folder) == log_time:
+            kept.replace(folder / "hyperparams.yaml")
+        raise
 
 
 def _log_time(folder: Path) -> int | None:
