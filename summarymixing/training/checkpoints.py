@@ -218,12 +218,20 @@ class AtomicCheckpointer(Checkpointer):
         return chosen
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint; UserError if it does not fit the objects."""
+        """Load a checkpoint; UserError if it does not fit the objects.
+
+        Of optimisers the moments and the learning rates.
+        """
         if not checkpoint.path.is_dir():
             raise UserError(
                 f"{checkpoint.path} is not visible on this machine; "
                 "--output_folder must be on a file system that all share"
             )
+        hooks = [
+            optimizer.register_load_state_dict_pre_hook(_keep_settings)
+            for optimizer in self.recoverables.values()
+            if isinstance(optimizer, torch.optim.Optimizer)
+        ]
         try:
             super().load_checkpoint(checkpoint)
         except RuntimeError as error:
@@ -232,6 +240,9 @@ class AtomicCheckpointer(Checkpointer):
                 "settings that saved it or choose another --output_folder. "
                 + " ".join(str(error).split())[:MESSAGE_CHARACTERS]
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _list_checkpoint_dirs(self) -> list[Path]:
         """Return the folders of whole checkpoints; report the others once."""
@@ -402,36 +413,17 @@ def _flatten(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     return flat
 
 
-def keep_settings(optimizer: torch.optim.Optimizer) -> None:
+def _keep_settings(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
     """Let a checkpoint bring back the moments and rates of an optimiser only.
 
     PyTorch would bring back weight decay and the like as well, and so ignore,
     without a word, what the command asks for when a run goes on.
-
-    Arguments
-    ---------
-    optimizer : Optimizer
-        As it was made for this run.
-
-    Example
-    -------
-    >>> weights = [torch.nn.Parameter(torch.ones(1))]
-    >>> saved = torch.optim.AdamW(weights, lr=0.5, weight_decay=0.1)
-    >>> resumed = torch.optim.AdamW(weights, lr=0.9, weight_decay=0.2)
-    >>> keep_settings(resumed)
-    >>> resumed.load_state_dict(saved.state_dict())
-    >>> resumed.param_groups[0]["lr"], resumed.param_groups[0]["weight_decay"]
-    (0.5, 0.2)
     """
-
-    def put_back(
-        current: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> dict[str, Any]:
-        pairs = zip(state["param_groups"], current.param_groups, strict=True)
-        groups = [
-            {**given, "params": saved["params"], "lr": saved["lr"]}
-            for saved, given in pairs
-        ]
-        return {**state, "param_groups": groups}
-
-    optimizer.register_load_state_dict_pre_hook(put_back)
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    groups = [
+        {**given, "params": saved["params"], "lr": saved["lr"]}
+        for saved, given in pairs
+    ]
+    return {**state, "param_groups": groups}

@@ -30,7 +30,6 @@ from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
 from summarymixing.pretrained import save_encoder, save_weights
-from summarymixing.training.checkpoints import keep_settings
 from summarymixing.training.frozen_encoder import random_twin
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
@@ -173,7 +172,6 @@ class FineTuningBrain(ProbeBrain):
             eps=h.adam_epsilon,
             fused=self.device_type == "cuda",
         )
-        keep_settings(self.optimizer)
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)
 

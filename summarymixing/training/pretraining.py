@@ -29,8 +29,8 @@ from summarymixing.training import processes
 from summarymixing.training.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
-    keep_settings,
 )
+from summarymixing.training.hyperparameters import check_words
 from summarymixing.training.launch import stop_requested
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
@@ -87,9 +87,9 @@ class PretrainingBrain(sb.Brain):
         """Count the stretches between checkpoints, as fit's epochs."""
         every = self.hparams.checkpoint_every_updates
         while self.optimizer_step < self.hparams.max_updates:
-            number = self.optimizer_step // every
-            stop = min((number + 1) * every, self.hparams.max_updates)
             start = self.optimizer_step
+            number = start // every
+            stop = min((number + 1) * every, self.hparams.max_updates)
             self.data.sampler.set_range(start, stop)
             yield number + 1
             if self.optimizer_step == start:
@@ -174,8 +174,7 @@ class PretrainingBrain(sb.Brain):
             fused=self.device_type == "cuda",
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
-        keep_settings(self.optimizer)
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+        self.checkpointer.add_recoverables(self.optimizers_dict)
 
     # Training
 
@@ -239,10 +238,10 @@ class PretrainingBrain(sb.Brain):
         self._apply_or_skip()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step = update
-        if update % self.hparams.log_every_updates == 0:
+        # Checkpoints count hours, up to the last entry of the log.
+        if stop or update % self.hparams.log_every_updates == 0:
             self._log_train()
         if stop:
-            self._log_rest()
             self.save_checkpoint()
             raise Stopped
 
@@ -356,11 +355,6 @@ class PretrainingBrain(sb.Brain):
         self.run_log.write("train", self.optimizer_step, numbers)
         self._start_logging_window()
 
-    def _log_rest(self) -> None:
-        """Log what came after the last log entry: checkpoints count hours."""
-        if self.optimizer_step > self._window_update:
-            self._log_train()
-
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
         del epoch
@@ -383,10 +377,11 @@ class PretrainingBrain(sb.Brain):
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
-        """After validation: log, save, export."""
+        """Log what is left; after validation: log, save, export."""
         del stage_loss, epoch
         if stage != sb.Stage.VALID:
-            self._log_rest()
+            if self.optimizer_step > self._window_update:
+                self._log_train()
             return
         self.valid_sums.reduce(self.model, self.device)
         numbers = self.valid_sums.numbers(self.hparams.diversity_weight)
@@ -494,7 +489,14 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
     run_opts : RunOptions
         SpeechBrain's options from the command line.
     """
-    _check_choices(hparams)
+    check_words(
+        hparams,
+        {
+            "schedule": tuple(SCHEDULES),
+            "loss_reduction": ("mean", "sum"),
+            "precision": ("fp32", "bf16", "fp16"),
+        },
+    )
     data = load_pretraining_data(
         hparams["manifests"],
         **{
@@ -530,16 +532,3 @@ def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
         ),
     )
     brain.fit(brain.stretches(), data.train, data.valid)
-
-
-def _check_choices(hparams: dict[str, Any]) -> None:
-    choices = {
-        "schedule": tuple(SCHEDULES),
-        "loss_reduction": ("mean", "sum"),
-        "precision": ("fp32", "bf16", "fp16"),
-    }
-    for key, allowed in choices.items():
-        if hparams[key] not in allowed:
-            raise UserError(
-                f"{key} is one of {', '.join(allowed)}, not {hparams[key]!r}."
-            )

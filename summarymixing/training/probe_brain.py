@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from summarymixing.errors import UserError
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.training import layer_weights, processes
-from summarymixing.training.checkpoints import keep_settings
 from summarymixing.training.launch import (
     stop_requested,
     stop_requested_anywhere,
@@ -100,7 +99,7 @@ class ProbeBrain(sb.Brain):
             logger.info("going on from update %d", self.optimizer_step)
 
     def _read_position(self) -> None:
-        """Refuse to go on where updates are counted in other units."""
+        """See where the run goes on; UserError if in other units of updates."""
         last = self.checkpointer.find_checkpoint()
         if last is None:
             return
@@ -143,8 +142,6 @@ class ProbeBrain(sb.Brain):
                 probe.weighted_sum.parameters()
             ),
         }
-        for optimizer in self.optimizers_dict.values():
-            keep_settings(optimizer)
         self.checkpointer.add_recoverables(self.optimizers_dict)
 
     # Training

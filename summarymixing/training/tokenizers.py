@@ -93,7 +93,7 @@ class CharacterTokenizer:
         )
 
 
-# Units that are no characters: the blank, and the mark of a space.
+# Units that are no characters: the blank, the mark of a space, one to spare.
 SPARE_UNITS = 3
 # Of the units, where there are too many characters; the rest is for pairs.
 KEPT_CHARACTERS = 0.75

@@ -341,3 +341,16 @@ def test_another_run_is_refused_with_every_difference(tmp_path):
     ):
         assert difference in str(caught.value)
     assert "sizes" not in str(caught.value)
+
+
+def test_settings_of_an_optimiser_are_those_of_this_run(tmp_path):
+    def make_adam(lr, weight_decay):
+        weights = [torch.nn.Parameter(torch.ones(1))]
+        optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
+        return optimizer, AtomicCheckpointer(tmp_path, {"adam": optimizer})
+
+    make_adam(0.5, 0.1)[1].save_checkpoint()
+    resumed, checkpointer = make_adam(0.9, 0.2)
+    checkpointer.recover_if_possible()
+    group = resumed.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.2)
