@@ -196,8 +196,8 @@ def write_report(
 ) -> Path:
     """Write one page with the curves, the error rates and the commands."""
     # Imported late: `--help` should not wait for torch.
-    from summarymixing.report import Report, draw_curves, draw_layer_columns
-    from summarymixing.training.records import read_log
+    from summarymixing.html_page import Report, draw_curves, draw_layer_columns
+    from summarymixing.run.records import read_log
 
     run = read_metrics(folder / "pretraining")
     probes = {

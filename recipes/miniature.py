@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from summarymixing.data import miniature
+from summarymixing import miniature
 from summarymixing.errors import exit_on_user_error
 
 BUILDERS: dict[str, Callable[..., Path]] = {

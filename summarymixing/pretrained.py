@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from summarymixing.data.manifest import open_atomically
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.wav2vec2 import (
     Wav2Vec2Encoder,

@@ -7,8 +7,8 @@ torchrun --nproc_per_node=1 recipes/finetuning/ctc.py \
 Started again with the same command, the run goes on from its last checkpoint.
 """
 
+from summarymixing.run.launch import run
 from summarymixing.training.finetuning import fine_tune
-from summarymixing.training.launch import run
 
 if __name__ == "__main__":
     run(fine_tune)

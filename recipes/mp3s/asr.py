@@ -7,8 +7,8 @@ torchrun --nproc_per_node=1 recipes/mp3s/asr.py \
 Started again with the same command, the run goes on from its last checkpoint.
 """
 
+from summarymixing.run.launch import run
 from summarymixing.training.folds import probe_folds
-from summarymixing.training.launch import run
 
 if __name__ == "__main__":
     run(probe_folds)

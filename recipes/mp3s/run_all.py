@@ -93,8 +93,8 @@ def plan_runs(
 def run(plan: Plan, output_folder: Path, notes: list[str]) -> int:
     """Run a plan and write the report, also when it is stopped."""
     # Imported late: SpeechBrain takes seconds to import.
-    from summarymixing.training.output_folder import locked_folder
-    from summarymixing.training.processes import describe_os_error
+    from summarymixing.files import describe_os_error
+    from summarymixing.run.output_folder import locked_folder
 
     try:
         output_folder.mkdir(parents=True, exist_ok=True)

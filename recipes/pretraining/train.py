@@ -7,7 +7,7 @@ torchrun --nproc_per_node=N recipes/pretraining/train.py \
 Started again with the same command, the run goes on from its last checkpoint.
 """
 
-from summarymixing.training.launch import run
+from summarymixing.run.launch import run
 from summarymixing.training.pretraining import pretrain
 
 if __name__ == "__main__":

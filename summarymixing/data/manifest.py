@@ -13,16 +13,16 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 
 COLUMNS = ("id", "path", "segments", "duration")
 
@@ -58,38 +58,6 @@ class Row:
     segments: Segments
     duration: float
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@contextmanager
-def open_atomically(path: Path, *, durable: bool = True) -> Iterator[TextIO]:
-    """Open a text file that appears under its name only when complete.
-
-    It is written aside in the same folder, flushed to the disk and renamed;
-    after an error, or a kill, the previous file is still there.
-
-    Arguments
-    ---------
-    path : Path
-        The file to write; its folder must exist.
-    durable : bool
-        Wait until it is on the disk. Without, a power cut may tear it; that
-        is enough for what can be made again, and faster on busy disks.
-
-    Yields
-    ------
-    TextIO
-        A UTF-8 text file, without translation of line ends.
-    """
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def format_segments(segments: Segments) -> str:

@@ -7,132 +7,14 @@ L layers, C outputs of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from summarymixing.lobes.features import MelFilterbank, num_frames
-from summarymixing.lobes.huggingface import HuggingFaceEncoder
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Output
 from summarymixing.nnet.masking import (
-    absolute_lengths,
-    masked_mean,
-    padding_mask_from_lengths,
     zero_padding,
 )
-
-# Same interface: d_model, num_layers, (wavs, wav_lens) -> Wav2Vec2Output.
-Encoder: TypeAlias = "Wav2Vec2Encoder | HuggingFaceEncoder | LogMelEncoder"
-
-PRECISIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-
-
-UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
-
-
-class LogMelEncoder(MelFilterbank):
-    """Two filterbank frames side by side, in place of an encoder.
-
-    What a probe reaches without pre-training or a network: no layers, and so
-    a single hidden state. The loudness of each utterance is removed, but not
-    the mean of each channel: heads that average over time would get nothing.
-
-    Arguments
-    ---------
-    num_mels : int
-        Half of the width.
-
-    Example
-    -------
-    >>> out = LogMelEncoder()(torch.rand(1, 16_000), torch.ones(1))
-    >>> len(out.hidden_states), out.hidden_states[0].shape
-    (1, torch.Size([1, 51, 160]))
-    """
-
-    num_layers = 0
-
-    def __init__(self, num_mels: int = 80) -> None:
-        super().__init__(num_mels)
-        self.d_model = 2 * num_mels
-
-    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
-        """Encode wavs (B, S) of relative lengths wav_lens (B,)."""
-        num_samples = absolute_lengths(wav_lens, wavs.shape[1])
-        mels, padding_mask = self.decibels(wavs, num_samples)
-        loudness = masked_mean(mels, padding_mask).mean(dim=1)
-        mels = (mels - loudness[:, None, None]) / UNIT_DB
-        mels = zero_padding(mels, padding_mask)
-        mels = F.pad(mels, (0, 0, 0, mels.shape[1] % 2))
-        frames = mels.unflatten(1, (-1, 2)).flatten(2)
-        padding_mask = padding_mask_from_lengths(
-            num_frames(num_samples), frames.shape[1]
-        )
-        return Wav2Vec2Output([frames], padding_mask)
-
-
-class FrozenEncoder(nn.Module):
-    """An encoder without gradients that stays in eval mode.
-
-    A Brain calls `train()` on all of its modules; MP3S thereby switched
-    dropout on in encoders that it meant to freeze.
-
-    Arguments
-    ---------
-    encoder : Encoder
-    precision : str
-        Of the computation: a key of `PRECISIONS`.
-    train_mode : bool
-        Follow `train()`, to reproduce MP3S: dropout and layer drop are then
-        on while the head learns.
-
-    Example
-    -------
-    >>> encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
-    >>> FrozenEncoder(encoder).train().encoder.training
-    False
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        precision: str = "fp32",
-        train_mode: bool = False,
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False)
-        self.dtype = PRECISIONS[precision]
-        self.train_mode = train_mode
-        self.train(False)
-
-    def train(self, mode: bool = True) -> FrozenEncoder:
-        """Keep the encoder in eval mode, unless `train_mode`."""
-        super().train(mode)
-        self.encoder.train(mode and self.train_mode)
-        return self
-
-    @torch.no_grad()
-    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
-        """Encode wavs (B, S) of relative lengths wav_lens (B,).
-
-        The hidden states are zero on padding, whatever the encoder leaves
-        there.
-        """
-        with torch.autocast(
-            wavs.device.type,
-            self.dtype,
-            enabled=self.dtype != torch.float32,
-        ):
-            out = self.encoder(wavs, wav_lens)
-        for state in out.hidden_states:
-            state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
-        return out
 
 
 class WeightedSum(nn.Module):

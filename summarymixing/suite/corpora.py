@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from summarymixing.errors import UserError
-from summarymixing.training.yaml_trees import nearest
+from summarymixing.run.yaml_trees import nearest
 
 # Key of the file -> what recipes/prepare.py calls the corpus.
 CORPORA = {

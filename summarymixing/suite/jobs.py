@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from summarymixing.data.manifest import open_atomically
+from summarymixing.files import open_atomically
 from summarymixing.suite.encoders import Encoder, digest_of
 from summarymixing.suite.steps import show
 from summarymixing.suite.tasks import Task

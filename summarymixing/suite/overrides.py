@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from summarymixing.errors import UserError
+from summarymixing.run.yaml_trees import nearest
 from summarymixing.suite.tasks import TASKS, Task
-from summarymixing.training.yaml_trees import nearest
 
 # Key -> what sets it here.
 TAKEN = {

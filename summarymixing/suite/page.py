@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from summarymixing.data.manifest import open_atomically
+from summarymixing.files import open_atomically
 from summarymixing.suite.jobs import (
     LOG_NAME,
     RECORD_NAME,
@@ -66,7 +66,7 @@ def write_all(
     write_long_csv(files[2], results)
     write_layer_csv(files[3], results)
     # Imported late: matplotlib is for those who have something to draw.
-    from summarymixing.report import Report, save_figure
+    from summarymixing.html_page import Report, save_figure
 
     report = Report("MP3S: probes of frozen encoders")
     weights = mean_layer_weights(results)
@@ -89,7 +89,7 @@ def _count(results: Sequence[Result]) -> list[str]:
 
 
 def _add_table(report: Any, table: Table, notes: Sequence[str]) -> None:
-    from summarymixing.report import Strong
+    from summarymixing.html_page import Strong
 
     report.table(
         [*table.LEAD, *("\n".join(c.header) for c in table.columns)],
@@ -113,7 +113,7 @@ def _add_table(report: Any, table: Table, notes: Sequence[str]) -> None:
 def _draw_layers(
     report: Any, weights: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Any:
-    from summarymixing.report import draw_layer_panels
+    from summarymixing.html_page import draw_layer_panels
 
     shown = {task for columns in weights.values() for task in columns}
     tasks = [t.short for t in TASKS.values() if t.short in shown]
@@ -129,7 +129,7 @@ def _draw_layers(
 
 def _add_curves(report: Any, results: Sequence[Result]) -> None:
     """Add the validation of every run, a figure a task."""
-    from summarymixing.report import draw_curves
+    from summarymixing.html_page import draw_curves
 
     for task in dict.fromkeys(result.task for result in results):
         of_task = {
@@ -152,7 +152,7 @@ def _add_curves(report: Any, results: Sequence[Result]) -> None:
 def _read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Read the log of a run, or those of its folds."""
     # Imported late: it imports torch.
-    from summarymixing.training.records import read_log
+    from summarymixing.run.records import read_log
 
     if own := read_log(folder):
         return {"": own}

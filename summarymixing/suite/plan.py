@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from summarymixing.errors import UserError
+from summarymixing.run.hparams_file import HparamsFile
+from summarymixing.run.yaml_trees import nearest
 from summarymixing.suite.corpora import CORPORA, Corpus
 from summarymixing.suite.encoders import Encoder
 from summarymixing.suite.jobs import Job, Run
 from summarymixing.suite.overrides import Override, words_for
 from summarymixing.suite.steps import TORCHRUN
 from summarymixing.suite.tasks import Task
-from summarymixing.training.hyperparameters import RecipeFile
-from summarymixing.training.yaml_trees import nearest
 
 PREPARE = "recipes/prepare.py"
 SHOWN_DIFFERENCES = 5
@@ -124,15 +124,15 @@ def make_plan(
     return Plan(tuple(_prepare(settings, corpora, needed)), runs)
 
 
-def _read_recipe(task: Task, settings: Settings) -> RecipeFile:
+def _read_recipe(task: Task, settings: Settings) -> HparamsFile:
     """Read a recipe file, and see that keys are there."""
     if not (settings.repository / task.recipe).is_file():
         raise UserError(f"{task.name}: there is no {task.recipe}")
-    recipe = RecipeFile.read(settings.repository / task.yaml)
+    recipe = HparamsFile.read(settings.repository / task.yaml)
     words = _free_words(settings, task)
     if words:
         # Imported late: SpeechBrain takes seconds to import.
-        from summarymixing.training.launch import RUN_OPTIONS
+        from summarymixing.run.launch import RUN_OPTIONS
 
         for word in words:
             key = word.removeprefix("--").partition("=")[0]
@@ -186,7 +186,7 @@ def _make_run(
     )
 
 
-def _describe_material(recipe: RecipeFile, corpus: Corpus) -> dict[str, str]:
+def _describe_material(recipe: HparamsFile, corpus: Corpus) -> dict[str, str]:
     """Return what makes results others, and is not in the command."""
     text = recipe.as_text()
     source = "prepared" if corpus.source is None else str(corpus.source)

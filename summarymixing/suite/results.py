@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from summarymixing.data.manifest import open_atomically
+from summarymixing.files import open_atomically
 from summarymixing.suite.jobs import (
     LOG_NAME,
     RECORD_NAME,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from summarymixing.data.manifest import open_atomically
+from summarymixing.files import open_atomically
 from summarymixing.suite import paper
 from summarymixing.suite.cells import DECIMALS, Cell, Column, best_rows
 from summarymixing.suite.results import Result

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from summarymixing.errors import UserError
-from summarymixing.training.yaml_trees import nearest
+from summarymixing.run.yaml_trees import nearest
 
 ASR = "recipes/mp3s/asr.py"
 CLASSIFICATION = "recipes/mp3s/classification.py"

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
-from summarymixing.data.manifest import Manifest, Row, open_atomically
+from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 from summarymixing.lobes.heads import UtteranceOutput
 from summarymixing.training.probe_task import ProbeTask, Role
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from summarymixing.files import write_json
+from summarymixing.run.hparams_file import load_hparams
+from summarymixing.run.processes import on_main_process
+from summarymixing.run.stopping import Stopped, stop_requested_anywhere
 from summarymixing.training import layer_weights
 from summarymixing.training.classification import ALL, SPEAKERS
-from summarymixing.training.hyperparameters import load_hparams
-from summarymixing.training.launch import stop_requested_anywhere
 from summarymixing.training.probe import probe
-from summarymixing.training.processes import Stopped, on_main_process
-from summarymixing.training.records import write_json
 
 
 def probe_folds(hparams: dict[str, Any], run_opts: Any) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import Encoder, FrozenEncoder, LogMelEncoder
 from summarymixing.lobes.huggingface import HuggingFaceEncoder, is_huggingface
-from summarymixing.lobes.probes import Encoder, FrozenEncoder, LogMelEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
 from summarymixing.nnet.randomness import derive_seed
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from summarymixing.training.records import read_log, write_json
+from summarymixing.files import write_json
+from summarymixing.run.records import read_log
 
 STAGE = "layer_weights"  # in log.jsonl
 UNIFORM_COLOUR = "0.5"

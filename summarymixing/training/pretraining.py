@@ -25,21 +25,20 @@ from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import save_encoder
-from summarymixing.training import processes
-from summarymixing.training.checkpoints import (
+from summarymixing.run import processes
+from summarymixing.run.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
 )
-from summarymixing.training.hyperparameters import check_words
-from summarymixing.training.launch import stop_requested
+from summarymixing.run.hparams_file import check_words
+from summarymixing.run.records import RunLog
+from summarymixing.run.stopping import Stopped, stop_requested
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
     PretrainingData,
     load_pretraining_data,
 )
 from summarymixing.training.pretraining_statistics import Progress, Sums
-from summarymixing.training.processes import Stopped
-from summarymixing.training.records import RunLog
 from summarymixing.training.schedules import SCHEDULES
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
 from summarymixing.lobes.pretraining import MaskedFrames, gather_masked_frames
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MASK_SCHEMES, MaskScheme
-from summarymixing.training.hyperparameters import check_words
+from summarymixing.run.hparams_file import check_words
 
 
 @dataclass

@@ -14,18 +14,19 @@ from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 from torch import nn
 
 from summarymixing.errors import UserError
-from summarymixing.lobes.probes import PRECISIONS, Probe
+from summarymixing.lobes.encoders import PRECISIONS
+from summarymixing.lobes.probes import Probe
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.training import processes
-from summarymixing.training.checkpoints import (
+from summarymixing.run import processes
+from summarymixing.run.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
 )
+from summarymixing.run.hparams_file import check_words
 from summarymixing.training.frozen_encoder import (
     digest,
     load_frozen_encoder,
 )
-from summarymixing.training.hyperparameters import check_words
 from summarymixing.training.probe_brain import ProbeBrain, schedules
 from summarymixing.training.probe_data import ProbeData, load_probe_data
 from summarymixing.training.probe_task import ProbeTask

@@ -20,19 +20,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from summarymixing.errors import UserError
+from summarymixing.files import write_json
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.training import layer_weights, processes
-from summarymixing.training.launch import (
+from summarymixing.run import processes
+from summarymixing.run.processes import on_main_process
+from summarymixing.run.records import RunLog
+from summarymixing.run.stopping import (
+    Stopped,
     stop_requested,
     stop_requested_anywhere,
 )
+from summarymixing.training import layer_weights
 from summarymixing.training.probe_data import (
     ProbeBatch,
     ProbeData,
 )
 from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.processes import Stopped, on_main_process
-from summarymixing.training.records import RunLog, write_json
 
 logger = logging.getLogger(__name__)
 

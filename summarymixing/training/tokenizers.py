@@ -14,7 +14,7 @@ import sentencepiece
 from speechbrain.dataio.encoder import CTCTextEncoder
 
 from summarymixing.errors import UserError
-from summarymixing.training.processes import on_main_process
+from summarymixing.run.processes import on_main_process
 
 logger = logging.getLogger(__name__)
 UNKNOWN = "\u2047"  # how an unknown token is shown, as in SentencePiece

@@ -16,9 +16,10 @@ import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
 from torch import Tensor
 
-from summarymixing.data.manifest import Manifest, Row, open_atomically
-from summarymixing.data.prepare.common import Trial
+from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.trials import Trial, read_trials
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 from summarymixing.lobes.heads import UtteranceOutput
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.verification import (
@@ -230,41 +231,3 @@ class TrialTask(ProbeTask):
             torch.tensor([index[t.enrol] for t in self.trials]),
             torch.tensor([index[t.test] for t in self.trials]),
         )
-
-
-def read_trials(path: Path) -> list[Trial]:
-    """Read a list of trials.
-
-    Arguments
-    ---------
-    path : Path
-        CSV with the columns target (0 or 1), enrol, test.
-
-    Returns
-    -------
-    list of Trial
-        Of both kinds. UserError for anything else.
-    """
-    again = "Prepare the corpus again (recipes/prepare.py writes trials.csv)."
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. {again}") from error
-    if not lines or tuple(lines[0]) != Trial._fields:
-        raise UserError(
-            f"{path} does not begin with {','.join(Trial._fields)}. {again}"
-        )
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(Trial._fields) or line[0] not in ("0", "1"):
-            raise UserError(
-                f"{path}, line {number}: {','.join(line)!r} is no trial "
-                f"(0 or 1, two ids). {again}"
-            )
-    trials = [Trial(*line) for line in lines[1:]]
-    if len({trial.target for trial in trials}) < 2:
-        raise UserError(
-            f"{path} needs trials of one speaker and of two: error rates "
-            f"compare both. {again}"
-        )
-    return trials

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from speechbrain.utils.run_opts import RunOptions
 
-from summarymixing.training.hyperparameters import RecipeFile
+from summarymixing.run.hparams_file import HparamsFile
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(
@@ -22,7 +22,7 @@ RUN_OPTIONS = set(RunOptions().as_dict())
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_root_key_is_used(file):
-    recipe = RecipeFile.read(file)
+    recipe = HparamsFile.read(file)
     text = recipe.as_text()
     unused = [
         key

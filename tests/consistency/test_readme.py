@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing.data.prepare import CORPORA
-from summarymixing.training.hyperparameters import RecipeFile
+from summarymixing.run.hparams_file import HparamsFile
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -36,7 +36,7 @@ def test_scripts_and_files_exist(command):
 def test_keys_exist(command):
     words = shlex.split(command, comments=True)
     file = next(word for word in words if word.endswith(".yaml"))
-    keys = RecipeFile.read(ROOT / file).tree
+    keys = HparamsFile.read(ROOT / file).tree
     for word in words[words.index(file) + 1 :]:
         name = word.removeprefix("--").partition("=")[0]
         assert name in keys, f"{name} is not a key of {file}"
@@ -45,7 +45,7 @@ def test_keys_exist(command):
 def test_keys_in_the_text_exist():
     """`--key=value` outside of commands, too."""
     files = (ROOT / "hparams").glob("*/*.yaml")
-    keys = {key for file in files for key in RecipeFile.read(file).tree}
+    keys = {key for file in files for key in HparamsFile.read(file).tree}
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     assert set(re.findall(r"--(\w+)=", text)) - {"key"} <= keys
 

@@ -9,7 +9,7 @@ import torch
 from torch import multiprocessing
 
 from summarymixing.errors import UserError
-from summarymixing.training.checkpoints import AtomicCheckpointer
+from summarymixing.run.checkpoints import AtomicCheckpointer
 
 NUM_PROCESSES = 2
 Work = Callable[[int, Path], None]

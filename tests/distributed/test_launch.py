@@ -20,11 +20,8 @@ from pathlib import Path
 import torch
 
 from summarymixing.errors import UserError
-from summarymixing.training.launch import (
-    run,
-    stop_requested,
-    stop_requested_anywhere,
-)
+from summarymixing.run.launch import run
+from summarymixing.run.stopping import stop_requested, stop_requested_anywhere
 
 
 def describe(rank, folder, hparams):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing.data.manifest import Row, write_manifest
-from summarymixing.training.records import read_log
+from summarymixing.run.records import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 

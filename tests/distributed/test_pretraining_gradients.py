@@ -25,7 +25,7 @@ from summarymixing.lobes.pretraining import (
     gather_masked_frames,
 )
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.training.checkpoints import AtomicCheckpointer
+from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.training.pretraining import PretrainingBrain
 from summarymixing.training.pretraining_data import PretrainingBatch
 

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from summarymixing.data.miniature import build_librilight
 from summarymixing.data.prepare.librilight import plan_librilight
 from summarymixing.errors import exit_on_user_error
+from summarymixing.miniature import build_librilight
 
 
 @pytest.fixture(scope="session")

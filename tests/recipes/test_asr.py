@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.miniature import build_librispeech
 from summarymixing.data.prepare.librispeech import plan_librispeech
+from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
+from summarymixing.run.launch import run
 from summarymixing.suite.steps import TORCHRUN
-from summarymixing.training.launch import run
 from summarymixing.training.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,18 +11,19 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.miniature import build_librispeech
 from summarymixing.data.prepare.librispeech import plan_librispeech
 from summarymixing.errors import UserError
+from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
+from summarymixing.run.hparams_file import load_hparams
+from summarymixing.run.launch import run
+from summarymixing.run.stopping import Stopped
 from summarymixing.training import finetuning, probe_brain
 from summarymixing.training.finetuning import (
     FineTuningBrain,
     fine_tune,
     make_brain,
 )
-from summarymixing.training.launch import load_hparams, run
-from summarymixing.training.processes import Stopped
 
 UTTERANCES = {
     "train-clean-100": 4,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from summarymixing.data.miniature import build_librispeech
+from summarymixing.miniature import build_librispeech
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "miniature.py"
 

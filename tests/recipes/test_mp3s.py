@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from summarymixing import Wav2Vec2Encoder
-from summarymixing.data import miniature
+from summarymixing import Wav2Vec2Encoder, miniature
 from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
+from summarymixing.run.launch import run
 from summarymixing.suite.steps import TORCHRUN
 from summarymixing.training.folds import probe_folds
-from summarymixing.training.launch import run
 from summarymixing.training.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Manifest, write_manifest
 from summarymixing.lobes.conformer import ConformerEncoderLayer
-from summarymixing.training.launch import run
+from summarymixing.run.launch import run
+from summarymixing.run.records import read_log
 from summarymixing.training.pretraining import pretrain
-from summarymixing.training.records import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "hparams" / "pretraining").glob("*.yaml"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.miniature import build_librispeech
+from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
 from summarymixing.suite.steps import Interrupted
 

@@ -1,59 +1,18 @@
-"""What every corpus needs: description, checks, files, splits, trials."""
+"""What every corpus needs: checks of its folders, files, splits."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-from argparse import ArgumentParser
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from summarymixing.data.manifest import open_atomically
-from summarymixing.data.prepare.report import Report
+from summarymixing.data.prepare.account import Report
+from summarymixing.data.trials import TRIALS_NAME, Trial, write_trials
 from summarymixing.errors import UserError
 
-if TYPE_CHECKING:  # which imports this file
-    from summarymixing.data.prepare.pipeline import Preparation
-
 TRAIN_NAME, VALID_NAME, TEST_NAME = "train.csv", "valid.csv", "test.csv"
-TRIALS_NAME = "trials.csv"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One corpus of `recipes/prepare.py`.
-
-    Arguments
-    ---------
-    name : str
-        What users type.
-    summary : str
-        One line of help.
-    add_arguments : Callable[[ArgumentParser], None]
-        Adds the options of this corpus; their names are the keyword
-        arguments of `plan`.
-    plan : Callable[..., Preparation]
-        Called as `plan(corpus_dir, manifest_dir, **options)`; nothing is
-        written before its `run`.
-    """
-
-    name: str
-    summary: str
-    add_arguments: Callable[[ArgumentParser], None]
-    plan: Callable[..., Preparation]
-
-
-def add_no_arguments(parser: ArgumentParser) -> None:
-    """Add nothing, for a corpus without options.
-
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of its sub-command.
-    """
 
 
 class FoundFile(NamedTuple):
@@ -72,22 +31,6 @@ class FoundFile(NamedTuple):
     relative: str
     size: int
     mtime_ns: int
-
-
-class Trial(NamedTuple):
-    """Two utterances to compare; the fields are the columns of trials.csv.
-
-    Arguments
-    ---------
-    target : str
-        "1" for the same speaker, "0" for two.
-    enrol, test : str
-        Ids of rows of the test manifest.
-    """
-
-    target: str
-    enrol: str
-    test: str
 
 
 def check_source(corpus_dir: Path) -> Path:
@@ -303,7 +246,7 @@ def assign_splits(
     return {split: f"{split}.csv" for split in splits}
 
 
-def write_trials(report: Report, trials: Sequence[Trial]) -> None:
+def add_trials(report: Report, trials: Sequence[Trial]) -> None:
     """Write trials.csv beside the manifests.
 
     Arguments
@@ -319,11 +262,7 @@ def write_trials(report: Report, trials: Sequence[Trial]) -> None:
         "of the same speaker (1) as well as of two speakers (0). Repair the "
         f"corpus.\n{report.summary()}",
     )
-    path = Path(report.manifest_dir) / TRIALS_NAME
-    with open_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Trial._fields)
-        writer.writerows(trials)
+    write_trials(Path(report.manifest_dir) / TRIALS_NAME, trials)
     report.further[TRIALS_NAME] = len(trials)
 
 

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from summarymixing.data.prepare.common import (
-    Corpus,
-    add_no_arguments,
     assign_splits,
     check_holds,
     check_source,
@@ -23,7 +21,11 @@ from summarymixing.data.prepare.listing import (
     Recording,
     process_recording,
 )
-from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.pipeline import (
+    Corpus,
+    Preparation,
+    add_no_arguments,
+)
 from summarymixing.errors import UserError
 
 SPLITS = ("train", "dev", "test")

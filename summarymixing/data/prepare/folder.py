@@ -9,10 +9,10 @@ from pathlib import Path
 
 from summarymixing.data.audio import AudioError, AudioInfo, audio_info
 from summarymixing.data.manifest import Row
+from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.common import (
     TRAIN_NAME,
     VALID_NAME,
-    Corpus,
     assign_train_valid,
     check_source,
     list_files,
@@ -27,8 +27,7 @@ from summarymixing.data.prepare.cutting import (
     cut_evenly,
     join_clips,
 )
-from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 MIN_SECONDS = 1.0

@@ -36,27 +36,25 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from summarymixing.data.manifest import Manifest, Row, write_manifest
+from summarymixing.data.prepare.account import Report
 from summarymixing.data.prepare.common import (
     TEST_NAME,
     TRAIN_NAME,
-    TRIALS_NAME,
     VALID_NAME,
-    Corpus,
-    Trial,
+    add_trials,
     assign_splits,
     check_source,
     hash_of,
     list_files,
     require,
-    write_trials,
 )
 from summarymixing.data.prepare.listing import (
     Listing,
     Recording,
     process_recording,
 )
-from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Report
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.trials import TRIALS_NAME, Trial
 
 LAYOUT = "DIGIT_SPEAKER_INDEX.wav, such as 7_theo_12.wav"
 NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
@@ -183,7 +181,7 @@ def _divide_by_speaker(report: Report, *, test_speakers: Sequence[str]) -> None:
         require(bool(rows), f"No recording is usable for {name}.")
         write_manifest(folder / name, rows)
         report.further[name] = len(rows)
-    write_trials(report, _draw_trials(parts[SPEAKERS_TEST]))
+    add_trials(report, _draw_trials(parts[SPEAKERS_TEST]))
 
 
 def _draw_trials(rows: Sequence[Row]) -> list[Trial]:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from summarymixing.data.prepare.common import (
-    Corpus,
     FoundFile,
     check_holds,
     check_source,
@@ -32,7 +31,7 @@ from summarymixing.data.prepare.listing import (
     Recording,
     process_recording,
 )
-from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
 from summarymixing.errors import UserError
 
 SESSIONS = (1, 2, 3, 4, 5)

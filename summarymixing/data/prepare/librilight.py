@@ -18,10 +18,10 @@ from pathlib import Path
 
 from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
 from summarymixing.data.manifest import Row
+from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.common import (
     TRAIN_NAME,
     VALID_NAME,
-    Corpus,
     FoundFile,
     assign_train_valid,
     check_source,
@@ -29,8 +29,7 @@ from summarymixing.data.prepare.common import (
     require,
 )
 from summarymixing.data.prepare.cutting import ROUNDING_S, Clip, join_clips
-from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
 from summarymixing.errors import UserError
 
 SPLITS = ("small", "medium", "large")

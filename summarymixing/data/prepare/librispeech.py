@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.common import (
-    Corpus,
     assign_splits,
     check_source,
     list_files,
 )
 from summarymixing.data.prepare.listing import Recording, add_row
-from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
 from summarymixing.errors import UserError
 
 SPLITS = ("train-clean-100", "dev-clean", "test-clean", "test-other")

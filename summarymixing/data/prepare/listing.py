@@ -12,7 +12,7 @@ import soundfile
 
 from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
 from summarymixing.data.manifest import Row
-from summarymixing.data.prepare.report import Outcome
+from summarymixing.data.prepare.account import Outcome
 from summarymixing.errors import UserError
 
 # In what libsndfile notes about a wav: bytes stated, and bytes there.

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import threading
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,15 +27,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from summarymixing.data.manifest import Row, open_atomically, write_manifest
-from summarymixing.data.prepare.common import FoundFile, require
-from summarymixing.data.prepare.report import (
+from summarymixing.data.manifest import Row, write_manifest
+from summarymixing.data.prepare.account import (
     REPORT_NAME,
     Outcome,
     Report,
     Total,
 )
+from summarymixing.data.prepare.common import FoundFile, require
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 
 # Part of the fingerprint: raise it when the rules of a corpus change.
 RULES_VERSION = 3
@@ -176,6 +178,40 @@ class Preparation:
             shutil.rmtree(partial_dir)
         mine.mkdir(parents=True, exist_ok=True)
         return mine
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus of `recipes/prepare.py`.
+
+    Arguments
+    ---------
+    name : str
+        What users type.
+    summary : str
+        One line of help.
+    add_arguments : Callable[[ArgumentParser], None]
+        Adds the options of this corpus; their names are the keyword
+        arguments of `plan`.
+    plan : Callable[..., Preparation]
+        Called as `plan(corpus_dir, manifest_dir, **options)`; nothing is
+        written before its `run`.
+    """
+
+    name: str
+    summary: str
+    add_arguments: Callable[[ArgumentParser], None]
+    plan: Callable[..., Preparation]
+
+
+def add_no_arguments(parser: ArgumentParser) -> None:
+    """Add nothing, for a corpus without options.
+
+    Arguments
+    ---------
+    parser : ArgumentParser
+        Of its sub-command.
+    """
 
 
 class _Chunks:

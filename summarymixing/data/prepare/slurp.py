@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from summarymixing.data.prepare.common import (
-    Corpus,
-    add_no_arguments,
     assign_splits,
     check_holds,
     check_source,
@@ -27,7 +25,11 @@ from summarymixing.data.prepare.listing import (
     Recording,
     process_recording,
 )
-from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.pipeline import (
+    Corpus,
+    Preparation,
+    add_no_arguments,
+)
 
 SPLITS = ("train", "devel", "test")
 PUBLIC_TABLES, PUBLIC_AUDIO = "dataset/slurp/", "audio/slurp_real"

@@ -20,23 +20,21 @@ from functools import partial
 from pathlib import Path
 
 from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.prepare.account import Outcome, Report
 from summarymixing.data.prepare.common import (
     TEST_NAME,
     TRAIN_NAME,
-    TRIALS_NAME,
     VALID_NAME,
-    Corpus,
-    Trial,
+    add_trials,
     check_source,
     find_file,
     hash_of,
     list_files,
     require,
-    write_trials,
 )
 from summarymixing.data.prepare.listing import Listing, measure
-from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome, Report
+from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.trials import TRIALS_NAME, Trial
 
 CHUNK_SECONDS = 3.0
 VALID_FRACTION = 0.1
@@ -295,7 +293,7 @@ def _finish_trials(report: Report, *, trials: Sequence[Trial]) -> None:
     ]
     if unusable:
         report.problems["trial without its recordings"] = unusable
-    write_trials(report, usable)
+    add_trials(report, usable)
 
 
 def _add_chunks(outcome: Outcome, whole: Row, chunk_seconds: float) -> None:

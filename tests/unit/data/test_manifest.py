@@ -9,12 +9,12 @@ from summarymixing.data.manifest import (
     Manifest,
     Row,
     format_segments,
-    open_atomically,
     parse_segments,
     relocate_manifest,
     write_manifest,
 )
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 
 HEADER = "id,path,segments,duration,text"
 LINE = "a,/x/a.flac,0-1;2-3.5,2.5,HI"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from summarymixing.training.hyperparameters import load_hparams
+from summarymixing.run.hparams_file import load_hparams
 
 MILLIONS = {
     "summarymixing_base": 155,

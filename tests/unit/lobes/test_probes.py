@@ -4,13 +4,9 @@ import pytest
 import torch
 
 from summarymixing import Wav2Vec2Encoder
+from summarymixing.lobes.encoders import FrozenEncoder, LogMelEncoder
 from summarymixing.lobes.heads import LSTMHead
-from summarymixing.lobes.probes import (
-    FrozenEncoder,
-    LogMelEncoder,
-    Probe,
-    WeightedSum,
-)
+from summarymixing.lobes.probes import Probe, WeightedSum
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Output
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from summarymixing.errors import UserError
+from summarymixing.run.hparams_file import HparamsFile
 from summarymixing.suite.corpora import Corpus
 from summarymixing.suite.encoders import Encoder, digest_of
 from summarymixing.suite.overrides import Override, check_overrides
 from summarymixing.suite.plan import Settings, make_plan
 from summarymixing.suite.steps import show
 from summarymixing.suite.tasks import TASKS
-from summarymixing.training.hyperparameters import RecipeFile
 
 ROOT = Path(__file__).resolve().parents[3]
 LIBRISPEECH = TASKS["librispeech_lstm"]
@@ -154,7 +154,7 @@ def test_a_changed_command_is_not_taken_for_done(plan, change, message):
 
 def test_a_changed_recipe_file_is_not_taken_for_done(plan, monkeypatch):
     finish(plan().runs[0])
-    monkeypatch.setattr(RecipeFile, "as_text", lambda recipe: "edited")
+    monkeypatch.setattr(HparamsFile, "as_text", lambda recipe: "edited")
     with pytest.raises(UserError, match="the recipe file was another one"):
         plan()
 

@@ -14,14 +14,14 @@ from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
 from summarymixing.pretrained import save_encoder
+from summarymixing.run.hparams_file import load_hparams
+from summarymixing.run.records import read_log
+from summarymixing.run.stopping import Stopped
 from summarymixing.training import probe_brain
 from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
-from summarymixing.training.launch import load_hparams
 from summarymixing.training.probe import make_brain, probe
 from summarymixing.training.probe_brain import ProbeBrain
 from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.processes import Stopped
-from summarymixing.training.records import read_log
 
 RUN_OPTIONS = {"device": "cpu", "noprogressbar": True}
 SPLITS = {"train-clean-100": 5, "dev-clean": 3, "test-clean": 3}

@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 
 from summarymixing.data.manifest import Manifest, Row, write_manifest
+from summarymixing.data.trials import read_trials
 from summarymixing.errors import UserError
 from summarymixing.lobes.heads import UtteranceOutput
-from summarymixing.training.verification import (
-    VerificationTask,
-    read_trials,
-)
+from summarymixing.training.verification import VerificationTask
 
 TRIALS = "target,enrol,test\n1,a,b\n0,a,c\n0,b,d\n1,c,d\n"
 

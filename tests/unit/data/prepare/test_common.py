@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from summarymixing.data.prepare.account import Report
 from summarymixing.data.prepare.common import (
-    Trial,
+    add_trials,
     assign_splits,
     assign_train_valid,
     check_holds,
@@ -13,9 +14,8 @@ from summarymixing.data.prepare.common import (
     choose_validation,
     find_file,
     list_files,
-    write_trials,
 )
-from summarymixing.data.prepare.report import Report
+from summarymixing.data.trials import Trial
 from summarymixing.errors import UserError
 
 
@@ -126,7 +126,7 @@ def report(tmp_path):
 
 
 def test_trials_are_counted_in_the_report(tmp_path, report):
-    write_trials(report, [Trial("1", "a", "b,c"), Trial("0", "a", "d")])
+    add_trials(report, [Trial("1", "a", "b,c"), Trial("0", "a", "d")])
     text = (tmp_path / "trials.csv").read_text()
     assert text == 'target,enrol,test\n1,a,"b,c"\n0,a,d\n'
     assert report.further == {"trials.csv": 2}
@@ -135,5 +135,5 @@ def test_trials_are_counted_in_the_report(tmp_path, report):
 @pytest.mark.parametrize("targets", ["", "1", "00"])
 def test_trials_of_one_kind_are_no_test(tmp_path, report, targets):
     with pytest.raises(UserError, match="same speaker .* two speakers"):
-        write_trials(report, [Trial(t, "a", "b") for t in targets])
+        add_trials(report, [Trial(t, "a", "b") for t in targets])
     assert not (tmp_path / "trials.csv").exists()

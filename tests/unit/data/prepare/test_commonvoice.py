@@ -3,9 +3,9 @@
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.miniature import build_commonvoice
 from summarymixing.data.prepare.commonvoice import plan_commonvoice
 from summarymixing.errors import UserError
+from summarymixing.miniature import build_commonvoice
 
 
 @pytest.fixture(scope="module")

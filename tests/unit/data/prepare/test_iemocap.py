@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.miniature import build_iemocap
 from summarymixing.data.prepare.iemocap import mp3s_speaker, plan_iemocap
 from summarymixing.errors import UserError
+from summarymixing.miniature import build_iemocap
 
 LABELS = ("speaker", "mp3s_speaker", "emotion")
 TABLE = "Session3/dialog/EmoEvaluation/Ses03M_impro05a.txt"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.listing import (
     Listing,
     Recording,
     measure,
     process_recording,
 )
-from summarymixing.data.prepare.report import Outcome
 from summarymixing.errors import UserError
 
 

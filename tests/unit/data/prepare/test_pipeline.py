@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.prepare.account import Outcome, Report
 from summarymixing.data.prepare.pipeline import Preparation
-from summarymixing.data.prepare.report import Outcome, Report
 from summarymixing.errors import UserError
 
 NUM_TASKS = 300

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.miniature import build_slurp
 from summarymixing.data.prepare.slurp import plan_slurp
 from summarymixing.errors import UserError
+from summarymixing.miniature import build_slurp
 
 LABELS = ("speaker", "scenario", "action", "intent", "transcript")
 

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.miniature import build_voxceleb1
 from summarymixing.data.prepare.voxceleb1 import plan_voxceleb1
 from summarymixing.errors import UserError
+from summarymixing.miniature import build_voxceleb1
 
 LABELS = ("speaker", "recording_s")
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from summarymixing.data.miniature.espeak import Voice
-from summarymixing.data.miniature.text import Part, listed, part_of
+from summarymixing.miniature.espeak import Voice
+from summarymixing.miniature.text import Part, listed, part_of
 
 Sex = Literal["F", "M"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from summarymixing.data.miniature import espeak_worker
 from summarymixing.errors import UserError
+from summarymixing.miniature import espeak_worker
 
 ESPEAK_RATE_HZ = espeak_worker.SAMPLE_RATE_HZ
 

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from summarymixing.data.audio import SAMPLE_RATE_HZ
-from summarymixing.data.miniature.espeak import Voice, synthesise
-from summarymixing.data.miniature.folder import Job, build_once
-from summarymixing.data.miniature.planning import check_hours
-from summarymixing.data.miniature.sound import (
+from summarymixing.miniature.espeak import Voice, synthesise
+from summarymixing.miniature.folder import Job, build_once
+from summarymixing.miniature.planning import check_hours
+from summarymixing.miniature.sound import (
     Background,
     Samples,
     silence,
     to_rate,
     write_audio,
 )
-from summarymixing.data.miniature.speakers import Speaker, cast_speakers
-from summarymixing.data.miniature.text import (
+from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.text import (
     MANY_WORDS,
     make_clause,
     make_story_sentence,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME
 
-from summarymixing.training.processes import describe_os_error
+from summarymixing.files import describe_os_error, flush
 
 MANIFEST_NAME = "MANIFEST.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -84,15 +83,6 @@ def damage_of(folder: Path, compare_content: bool = False) -> str | None:
     if folder / METAFNAME not in expected:
         return f"{MANIFEST_NAME} does not list {METAFNAME}"
     return None
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

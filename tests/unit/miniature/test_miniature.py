@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 import soundfile
 
-from summarymixing.data.miniature import (
+from summarymixing.errors import UserError
+from summarymixing.miniature import (
     build_librilight,
     build_librispeech,
     folder,
     librispeech,
 )
-from summarymixing.data.miniature.espeak import (
+from summarymixing.miniature.espeak import (
     ESPEAK_RATE_HZ,
     Voice,
     synthesise,
 )
-from summarymixing.data.miniature.speakers import MEN, WOMEN, cast_speakers
-from summarymixing.data.miniature.text import (
+from summarymixing.miniature.speakers import MEN, WOMEN, cast_speakers
+from summarymixing.miniature.text import (
     MANY_WORDS,
     make_clause,
     make_story_sentence,
     part_of,
 )
-from summarymixing.errors import UserError
 
 UTTERANCES = {
     "train-clean-100": 26,

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import hashlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 from speechbrain.utils.distributed import (
     MainProcessContext,
-    ddp_all_reduce,
     ddp_broadcast,
     get_rank,
     if_main_process,
     is_distributed_initialized,
 )
 
-from summarymixing.data.batching import STOP_SIGNALS
 from summarymixing.errors import UserError
+from summarymixing.files import describe_os_error
 
 Result = TypeVar("Result")
 
@@ -187,18 +183,6 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     return result
 
 
-def describe_os_error(error: OSError) -> str:
-    """Return what the system refused, where, and what may repair it."""
-    repair = {
-        errno.ENOSPC: "; free some space or choose another --output_folder",
-        errno.EDQUOT: "; free some space or choose another --output_folder",
-        errno.EACCES: "; choose a folder that you may write to",
-        errno.EROFS: "; choose a folder that you may write to",
-    }.get(error.errno or 0, "")
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}{repair}"
-
-
 class FailureBoard:
     """Lets ranks that fail for the same reason report it once.
 
@@ -253,60 +237,6 @@ def _store() -> Any:
     if not is_distributed_initialized():
         return None
     return torch.distributed.distributed_c10d._get_default_store()
-
-
-class Stopped(Exception):
-    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
-
-
-class StopRequests:
-    """Remembers a signal that asks the run to save and stop.
-
-    The first SIGTERM or SIGUSR1 is remembered; a later one ends the process
-    at once. Not one that follows on its heels: where a scheduler signals every
-    process, and the parent passes on its own, each child gets two.
-    """
-
-    ECHO_SECONDS = 2.0
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._received_at = 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Remember signals instead of dying of them."""
-        self.received = None
-        owner = os.getpid()
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            now = time.monotonic()
-            is_worker = os.getpid() != owner
-            if self.received is None and not is_worker:
-                self.received, self._received_at = signal.Signals(number), now
-            elif is_worker or now - self._received_at > self.ECHO_SECONDS:
-                # A forked worker must die when its parent ends it.
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-
-        before = {n: signal.signal(n, remember) for n in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def anywhere(self) -> bool:
-        """Return whether any rank was asked to stop.
-
-        A collective: every rank must call it at the same update.
-        """
-        if not is_distributed_initialized():
-            return self.received is not None
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        asked = torch.tensor(int(self.received is not None), device=device)
-        ddp_all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return bool(asked.item())
 
 
 def rank_prefix() -> str:

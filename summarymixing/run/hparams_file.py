@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 import summarymixing
 from summarymixing.errors import UserError
-from summarymixing.training.yaml_trees import (
+from summarymixing.run.yaml_trees import (
     COMMAND_LINE,
     forget_includes,
     inline_includes,
@@ -37,7 +37,7 @@ HPARAMS_FOLDER = Path(summarymixing.__path__[0]).resolve().parent / "hparams"
 
 
 @dataclass
-class RecipeFile:
+class HparamsFile:
     r"""A recipe YAML joined with everything it inherits and includes.
 
     Arguments
@@ -53,7 +53,7 @@ class RecipeFile:
     -------
     >>> path = getfixture("tmp_path") / "recipe.yaml"
     >>> _ = path.write_text("width: 8   # of a layer\ndouble: !ref <width> * 2")
-    >>> recipe = RecipeFile.read(path)
+    >>> recipe = HparamsFile.read(path)
     >>> recipe.override({"width": 5})
     >>> recipe.build()
     {'width': 5, 'double': 10}
@@ -64,7 +64,7 @@ class RecipeFile:
     comments: dict[str, str]
 
     @classmethod
-    def read(cls, path: Path) -> RecipeFile:
+    def read(cls, path: Path) -> HparamsFile:
         """Read a recipe with its bases and includes; UserError if wrong."""
         path = find_recipe_file(path)
         tree, comments = read_tree(path, ())
@@ -181,7 +181,7 @@ def load_hparams(
     >>> load_hparams(path, "seed: 2")
     {'seed': 2, 'folder': 'results/2'}
     """
-    recipe = RecipeFile.read(path)
+    recipe = HparamsFile.read(path)
     if overrides:
         recipe.override(overrides)
     return recipe.build()
@@ -270,7 +270,7 @@ def _message(error: BaseException) -> str:
     return ": ".join(str(part) for part in error.args) or type(error).__name__
 
 
-def _loader_that_names_keys(recipe: RecipeFile) -> type[ruamel.yaml.Loader]:
+def _loader_that_names_keys(recipe: HparamsFile) -> type[ruamel.yaml.Loader]:
     """Return a loader whose constructor errors name the file and root key."""
 
     class Loader(ruamel.yaml.Loader):

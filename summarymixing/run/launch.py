@@ -27,25 +27,17 @@ from summarymixing.errors import (
     USER_ERROR_STATUS,
     UserError,
 )
-from summarymixing.training import processes
-from summarymixing.training.hyperparameters import (
-    RecipeFile,
-    load_hparams,
+from summarymixing.run import processes
+from summarymixing.run.hparams_file import (
+    HparamsFile,
     read_value,
 )
-from summarymixing.training.output_folder import (
+from summarymixing.run.output_folder import (
     mark_stopped,
     output_folder_of,
 )
-from summarymixing.training.yaml_trees import nearest
-
-__all__ = [
-    "RunOptions",
-    "load_hparams",
-    "run",
-    "stop_requested",
-    "stop_requested_anywhere",
-]
+from summarymixing.run.stopping import STOP, Stopped
+from summarymixing.run.yaml_trees import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +59,6 @@ OWN_KEYS = {
 RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(UNUSED_OPTIONS, OWN_KEYS)
 FLAGS = tuple(k for k in HELP_TEXTS if RunOptions().as_dict()[k] is False)
 
-_stop = processes.StopRequests()
 _board = processes.FailureBoard()
 
 Main = Callable[[dict[str, Any], RunOptions], None]
@@ -109,16 +100,6 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
         sys.exit(USER_ERROR_STATUS)
 
 
-def stop_requested() -> bool:
-    """Return whether this process was asked to save and stop."""
-    return _stop.received is not None
-
-
-def stop_requested_anywhere() -> bool:
-    """Return whether any rank was asked to stop; every rank must call it."""
-    return _stop.anywhere()
-
-
 def _run(main: Main, argv: Sequence[str]) -> None:
     file, arguments = split_command_line(argv)
     if "help" in arguments or "h" in arguments:
@@ -126,24 +107,24 @@ def _run(main: Main, argv: Sequence[str]) -> None:
         return
     if file is None:
         raise UserError(f"which recipe? {_usage()}")
-    recipe = RecipeFile.read(Path(file))
+    recipe = HparamsFile.read(Path(file))
     run_opts = _apply(arguments, recipe)
     processes.check_precision(
         str(recipe.tree.get("precision")), str(run_opts.device)
     )
     with (
-        _stop.listening(),
+        STOP.listening(),
         processes.process_group(str(run_opts.device)),
         output_folder_of(recipe, argv) as folder,
     ):
         try:
             main(recipe.build(), run_opts)
-            stopped = _stop.received is not None
-        except processes.Stopped:
+            stopped = STOP.received is not None
+        except Stopped:
             stopped = True
         if stopped and if_main_process():
             # Rank 0 may learn from another rank that it has to stop.
-            reason = _stop.received.name if _stop.received else "another rank"
+            reason = STOP.received.name if STOP.received else "another rank"
             if folder is not None:
                 mark_stopped(folder, reason)
             print(
@@ -205,7 +186,7 @@ def _takes(key: str, word: str, values: list[str]) -> bool:
     return not values
 
 
-def _apply(arguments: dict[str, list[str]], recipe: RecipeFile) -> RunOptions:
+def _apply(arguments: dict[str, list[str]], recipe: HparamsFile) -> RunOptions:
     """Give each argument to the recipe or to SpeechBrain's run options.
 
     A root key of the recipe goes before a run option of the same name: it is
@@ -232,7 +213,7 @@ def _apply(arguments: dict[str, list[str]], recipe: RecipeFile) -> RunOptions:
     return _run_options(options, recipe.path)
 
 
-def _recipe_value(key: str, values: list[str], recipe: RecipeFile) -> Any:
+def _recipe_value(key: str, values: list[str], recipe: HparamsFile) -> Any:
     if not values and not isinstance(recipe.tree[key], bool):
         raise UserError(f"--{key} needs a value: --{key}=...")
     return read_value(values[0], f"--{key}") if values else True
@@ -281,6 +262,6 @@ def _print_help(file: str | None) -> None:
     if file is None:
         print("Give a FILE.yaml to see its keys.")
     else:
-        recipe = RecipeFile.read(Path(file))
+        recipe = HparamsFile.read(Path(file))
         print(f"Keys of {recipe.path}:\n{recipe.describe()}")
     print(f"\nSpeechBrain's run options: {', '.join(sorted(RUN_OPTIONS))}")

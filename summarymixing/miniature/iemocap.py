@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from summarymixing.data.audio import SAMPLE_RATE_HZ
-from summarymixing.data.miniature.espeak import Voice, synthesise_dialogue
-from summarymixing.data.miniature.folder import Job, build_once
-from summarymixing.data.miniature.planning import check_hours
-from summarymixing.data.miniature.sound import (
+from summarymixing.miniature.espeak import Voice, synthesise_dialogue
+from summarymixing.miniature.folder import Job, build_once
+from summarymixing.miniature.planning import check_hours
+from summarymixing.miniature.sound import (
     Background,
     Samples,
     frame_utterance,
     write_audio,
 )
-from summarymixing.data.miniature.speakers import Sex, cast_speakers
-from summarymixing.data.miniature.text import MANY_WORDS, make_clause
+from summarymixing.miniature.speakers import Sex, cast_speakers
+from summarymixing.miniature.text import MANY_WORDS, make_clause
 
 SESSIONS = (1, 2, 3, 4, 5)
 

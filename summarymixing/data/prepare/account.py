@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from summarymixing.data.manifest import Row, open_atomically
+from summarymixing.data.manifest import Row
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 
 REPORT_NAME = "report.json"
 NUM_EXAMPLES = 3  # names shown for each problem; report.json has them all

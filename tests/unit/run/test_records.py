@@ -1,6 +1,6 @@
 """The log of a run, also after kills."""
 
-from summarymixing.training.records import RunLog, read_log
+from summarymixing.run.records import RunLog, read_log
 
 
 def test_what_was_done_after_the_last_checkpoint_is_forgotten(tmp_path):

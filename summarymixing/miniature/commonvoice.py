@@ -18,16 +18,17 @@ from typing import get_args
 
 import numpy as np
 
-from summarymixing.data.miniature.espeak import synthesise
-from summarymixing.data.miniature.folder import Job, build_once
-from summarymixing.data.miniature.planning import count_utterances, share_out
-from summarymixing.data.miniature.sound import (
+from summarymixing.errors import UserError
+from summarymixing.miniature.espeak import synthesise
+from summarymixing.miniature.folder import Job, build_once
+from summarymixing.miniature.planning import count_utterances, share_out
+from summarymixing.miniature.sound import (
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.data.miniature.speakers import Speaker, cast_speakers
-from summarymixing.data.miniature.text import (
+from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.text import (
     OFTEN,
     Grammar,
     Part,
@@ -36,7 +37,6 @@ from summarymixing.data.miniature.text import (
     make_clause,
     pick,
 )
-from summarymixing.errors import UserError
 
 RELEASE = "cv-corpus-11.0-2022-09-21"
 CLIP_RATE_HZ = 32_000  # as in the release

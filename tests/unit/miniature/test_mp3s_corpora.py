@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from summarymixing.data.miniature import (
+from summarymixing.errors import UserError
+from summarymixing.miniature import (
     build_commonvoice,
     build_iemocap,
     build_slurp,
     build_voxceleb1,
     slurp,
 )
-from summarymixing.errors import UserError
 
 BUILDERS = {
     "commonvoice_cy": partial(build_commonvoice, language="cy"),

@@ -9,8 +9,8 @@ import pytest
 import ruamel.yaml
 
 from summarymixing.errors import UserError
-from summarymixing.training import hyperparameters
-from summarymixing.training.hyperparameters import RecipeFile, load_hparams
+from summarymixing.run import hparams_file
+from summarymixing.run.hparams_file import HparamsFile, load_hparams
 
 ENCODER = """
 width: 8   # of a layer
@@ -117,7 +117,7 @@ def test_base_may_have_a_base_in_another_folder(recipe):
     ],
 )
 def test_typed_values_mean_what_users_expect(recipe, text, value):
-    typed = hyperparameters.read_value(text, "--precision")
+    typed = hparams_file.read_value(text, "--precision")
     result = load(recipe, precision=typed)["precision"]
     assert result == value
     assert type(result) is type(value)
@@ -139,7 +139,7 @@ def test_a_text_is_no_number_and_no_list(recipe, overrides, message):
 
 def test_malformed_list_is_not_taken_for_text():
     with pytest.raises(UserError, match="--sizes"):
-        hyperparameters.read_value("[3", "--sizes")
+        hparams_file.read_value("[3", "--sizes")
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,12 @@ def test_missing_recipe_lists_those_beside_it(recipe):
 
 
 def test_recipe_is_found_in_the_folder_of_recipes(recipe, monkeypatch):
-    monkeypatch.setattr(hyperparameters, "HPARAMS_FOLDER", recipe.parent)
+    monkeypatch.setattr(hparams_file, "HPARAMS_FOLDER", recipe.parent)
     assert load(Path("recipe.yaml"))["seed"] == 2
 
 
 def test_text_repeats_the_recipe_and_still_follows_overrides(recipe):
-    joined = RecipeFile.read(recipe)
+    joined = HparamsFile.read(recipe)
     joined.override({"manifests": "/m", "rate": 2})
     copy = recipe.parent.parent / "hyperparams.yaml"
     copy.write_text(joined.as_text())
@@ -252,7 +252,7 @@ def test_text_repeats_the_recipe_and_still_follows_overrides(recipe):
 
 
 def test_description_shows_values_and_comments(recipe):
-    shown = RecipeFile.read(recipe).describe()
+    shown = HparamsFile.read(recipe).describe()
     assert "--seed=2 " in shown
     assert "of everything" in shown
     assert "--manifests=(required)" in shown

@@ -15,16 +15,10 @@ from typing import Any
 from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
-from summarymixing.data.manifest import open_atomically
-from summarymixing.training.output_folder import LOG_NAME
+from summarymixing.files import open_atomically, write_json
+from summarymixing.run.output_folder import LOG_NAME
 
 logger = logging.getLogger(__name__)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half."""
-    with open_atomically(path) as file:
-        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def read_log(output_folder: Path) -> list[dict[str, Any]]:

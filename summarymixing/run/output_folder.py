@@ -25,8 +25,8 @@ from speechbrain.core import DEFAULT_LOG_CONFIG
 from speechbrain.utils.logger import setup_logging
 
 from summarymixing.errors import STOPPED_NAME, UserError
-from summarymixing.training.hyperparameters import RecipeFile
-from summarymixing.training.processes import on_main_process
+from summarymixing.run.hparams_file import HparamsFile
+from summarymixing.run.processes import on_main_process
 
 logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
@@ -37,7 +37,7 @@ LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 
 @contextlib.contextmanager
 def output_folder_of(
-    recipe: RecipeFile, argv: Sequence[str]
+    recipe: HparamsFile, argv: Sequence[str]
 ) -> Iterator[Path | None]:
     """Own the recipe's output folder for the duration of a run.
 
@@ -48,7 +48,7 @@ def output_folder_of(
 
     Arguments
     ---------
-    recipe : RecipeFile
+    recipe : HparamsFile
         A recipe without the key ``output_folder`` writes nothing.
     argv : sequence of str
         The command line, for the record.
@@ -135,7 +135,7 @@ def _is_alive(owner: str) -> bool:
 
 def _open_folder(
     folder: Path,
-    recipe: RecipeFile,
+    recipe: HparamsFile,
     argv: Sequence[str],
     stack: contextlib.ExitStack,
 ) -> None:

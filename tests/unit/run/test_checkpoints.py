@@ -14,8 +14,8 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from summarymixing.errors import UserError
-from summarymixing.training import checkpoint_files
-from summarymixing.training.checkpoints import (
+from summarymixing.run import checkpoint_files
+from summarymixing.run.checkpoints import (
     AtomicCheckpointer,
     check_same_run,
 )

@@ -25,13 +25,13 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.logger import get_logger
 
 from summarymixing.errors import UserError
-from summarymixing.training.checkpoint_files import (
+from summarymixing.files import describe_os_error, flush
+from summarymixing.run.checkpoint_files import (
     checkpoint_folders,
     damage_of,
-    flush,
     seal,
 )
-from summarymixing.training.processes import describe_os_error, on_main_process
+from summarymixing.run.processes import on_main_process
 
 logger = get_logger(__name__)
 

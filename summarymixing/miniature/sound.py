@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchaudio.transforms import Resample
 
 from summarymixing.data.audio import SAMPLE_RATE_HZ
-from summarymixing.data.miniature.espeak import ESPEAK_RATE_HZ
+from summarymixing.miniature.espeak import ESPEAK_RATE_HZ
 
 Samples = NDArray[np.float32]
 

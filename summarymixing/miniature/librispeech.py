@@ -15,22 +15,22 @@ from typing import get_args
 
 import numpy as np
 
-from summarymixing.data.miniature.espeak import synthesise
-from summarymixing.data.miniature.folder import Job, build_once
-from summarymixing.data.miniature.planning import (
+from summarymixing.errors import UserError
+from summarymixing.miniature.espeak import synthesise
+from summarymixing.miniature.folder import Job, build_once
+from summarymixing.miniature.planning import (
     count_utterances,
     share_out,
 )
-from summarymixing.data.miniature.sound import (
+from summarymixing.miniature.sound import (
     CLEAN_SNRS_DB,
     NOISY_SNRS_DB,
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.data.miniature.speakers import Speaker, cast_speakers
-from summarymixing.data.miniature.text import Part, make_clause
-from summarymixing.errors import UserError
+from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.text import Part, make_clause
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from summarymixing.data.miniature.espeak import synthesise
-from summarymixing.data.miniature.folder import Job, build_once
-from summarymixing.data.miniature.planning import check_hours
-from summarymixing.data.miniature.sound import (
+from summarymixing.miniature.espeak import synthesise
+from summarymixing.miniature.folder import Job, build_once
+from summarymixing.miniature.planning import check_hours
+from summarymixing.miniature.sound import (
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.data.miniature.speakers import Speaker, cast_speakers
-from summarymixing.data.miniature.text import Part, make_story_sentence, pick
+from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.text import Part, make_story_sentence, pick
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from summarymixing.report import (
+from summarymixing.html_page import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
     Report,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from summarymixing.errors import STOPPED_STATUS, UserError
-from summarymixing.training import launch, output_folder, processes
-from summarymixing.training.hyperparameters import load_hparams
-from summarymixing.training.records import RunLog
+from summarymixing.run import launch, output_folder, processes
+from summarymixing.run.hparams_file import load_hparams
+from summarymixing.run.records import RunLog
 
 RECIPE = """
 seed: 1   # of everything

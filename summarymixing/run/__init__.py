@@ -1,0 +1,1 @@
+"""What every run stands on: command line, processes, folder, checkpoints."""

@@ -1,0 +1,86 @@
+"""Requests to save and stop: the signals of schedulers and torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from speechbrain.utils.distributed import (
+    ddp_all_reduce,
+    is_distributed_initialized,
+)
+
+from summarymixing.data.batching import STOP_SIGNALS
+
+
+class Stopped(Exception):
+    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
+
+
+class StopRequests:
+    """Remembers a signal that asks the run to save and stop.
+
+    The first SIGTERM or SIGUSR1 is remembered; a later one ends the process
+    at once. Not one that follows on its heels: where a scheduler signals every
+    process, and the parent passes on its own, each child gets two.
+    """
+
+    ECHO_SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Remember signals instead of dying of them."""
+        self.received = None
+        owner = os.getpid()
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            is_worker = os.getpid() != owner
+            if self.received is None and not is_worker:
+                self.received, self._received_at = signal.Signals(number), now
+            elif is_worker or now - self._received_at > self.ECHO_SECONDS:
+                # A forked worker must die when its parent ends it.
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        before = {n: signal.signal(n, remember) for n in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def anywhere(self) -> bool:
+        """Return whether any rank was asked to stop.
+
+        A collective: every rank must call it at the same update.
+        """
+        if not is_distributed_initialized():
+            return self.received is not None
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(int(self.received is not None), device=device)
+        ddp_all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+
+# The signals of this process; there is one set of handlers in a process.
+STOP = StopRequests()
+
+
+def stop_requested() -> bool:
+    """Return whether this process was asked to save and stop."""
+    return STOP.received is not None
+
+
+def stop_requested_anywhere() -> bool:
+    """Return whether any rank was asked to stop; every rank must call it."""
+    return STOP.anywhere()
