@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing.errors import STOPPED_STATUS, UserError
-from summarymixing.run import launch, output_folder, processes
+from summarymixing.run import launch, output_folder, processes, stopping
 from summarymixing.run.hparams_file import load_hparams
 from summarymixing.run.records import RunLog
 
@@ -283,9 +283,9 @@ def test_signal_asks_the_run_to_stop(recipe, capsys, number):
     seen = []
 
     def train(hparams, run_opts):
-        seen.append(launch.stop_requested())
+        seen.append(stopping.stop_requested())
         os.kill(os.getpid(), number)
-        seen.append(launch.stop_requested())
+        seen.append(stopping.stop_requested())
 
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
@@ -301,7 +301,7 @@ def test_stopped_run_leaves_a_note_until_it_goes_on(recipe, tmp_path, capsys):
 
     def train(hparams, run_opts):
         assert not note.exists()
-        raise processes.Stopped
+        raise stopping.Stopped
 
     note = tmp_path / "results" / "stopped"
     for _ in range(2):
@@ -360,9 +360,9 @@ def test_second_signal_ends_the_process(echo_seconds, status):
     """Unless it is an echo of the first."""
     pid = os.fork()
     if pid == 0:
-        launch._stop.ECHO_SECONDS = echo_seconds
+        stopping.STOP.ECHO_SECONDS = echo_seconds
         try:
-            with launch._stop.listening():
+            with stopping.STOP.listening():
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -372,7 +372,7 @@ def test_second_signal_ends_the_process(echo_seconds, status):
 
 def test_signal_still_ends_a_forked_worker():
     ready, announce = os.pipe()
-    with launch._stop.listening():
+    with stopping.STOP.listening():
         pid = os.fork()
         if pid == 0:
             os.write(announce, b"x")
@@ -382,4 +382,4 @@ def test_signal_still_ends_a_forked_worker():
         os.kill(pid, signal.SIGTERM)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status == -signal.SIGTERM
-    assert not launch.stop_requested()
+    assert not stopping.stop_requested()
