@@ -8,7 +8,7 @@ Started again with the same command, the run goes on from its last checkpoint.
 """
 
 from summarymixing.run.launch import run
-from summarymixing.training.folds import probe_folds
+from summarymixing.training.probe import run_probe
 
 if __name__ == "__main__":
-    run(probe_folds)
+    run(run_probe)

@@ -86,22 +86,20 @@ def gather_masked_frames(
 
 
 class PretrainingOutput(NamedTuple):
-    """Sums over masked frames; divide by `frames` for means.
+    """Sums over the masked frames of a batch, on this process.
 
-    loss : carries the gradient: contrastive loss plus weighted diversity
-    loss times frames; contrastive, correct, chance : see `Contrast`;
-    excluded : share of negatives, times frames; frames : masked frames with
-    at least one negative; probability_sums, code_counts : (G, V).
+    Each single number divided by `frames` is a mean, and is logged under its
+    name. The sums of two batches are those of their union.
     """
 
-    loss: Tensor
-    contrastive: Tensor
-    correct: Tensor
-    chance: Tensor
-    excluded: Tensor
-    frames: Tensor
-    probability_sums: Tensor
-    code_counts: Tensor
+    loss: Tensor  # what is trained, and the only field with a gradient
+    contrastive_loss: Tensor
+    accuracy: Tensor  # frames whose positive beats every negative
+    chance: Tensor  # expected `accuracy` of a blind guess
+    negatives_excluded: Tensor  # share of the negatives that equal the positive
+    frames: Tensor  # those with at least one negative
+    probability_sums: Tensor  # (G, V), codebook probabilities
+    code_counts: Tensor  # (G, V), how often each code was chosen
 
 
 class Wav2Vec2Pretraining(nn.Module):
@@ -231,13 +229,16 @@ class Wav2Vec2Pretraining(nn.Module):
         sums, weight = quantised.probability_sums, frames
         if self.training:
             sums, weight = _sum_over_processes(sums, frames)
-        diversity = diversity_loss(sums) * weight
+        # The gradient is that of all processes' frames, the value that of
+        # ours: values add up over processes, as gradients do.
+        diversity = diversity_loss(sums)
+        diversity = diversity * weight - diversity.detach() * (weight - frames)
         return PretrainingOutput(
             loss=contrast.loss + self.diversity_weight * diversity,
-            contrastive=contrast.loss.detach(),
-            correct=contrast.correct,
+            contrastive_loss=contrast.loss.detach(),
+            accuracy=contrast.correct,
             chance=contrast.chance,
-            excluded=contrast.excluded / self.num_negatives,
+            negatives_excluded=contrast.excluded / self.num_negatives,
             frames=frames,
             probability_sums=quantised.probability_sums.detach(),
             code_counts=quantised.code_counts,

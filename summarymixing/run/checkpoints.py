@@ -64,7 +64,7 @@ class AtomicCheckpointer(Checkpointer):
         Name to object, as in SpeechBrain.
     fingerprint : mapping, optional
         What must stay the same when the run resumes; stored with every
-        checkpoint and compared by `check_same_run`.
+        checkpoint and compared by `open_checkpoints`.
     options : Any
         SpeechBrain's ``custom_load_hooks``, ``custom_save_hooks`` and
         ``allow_partial_load``.
@@ -358,48 +358,58 @@ class AtomicCheckpointer(Checkpointer):
         )
 
 
-def check_same_run(
-    checkpoints_dir: Path | str, fingerprint: Mapping[str, Any]
-) -> None:
-    """Refuse to resume a run whose settings differ from the saved ones.
+def open_checkpoints(
+    folder: Path | str,
+    recoverables: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    reasons: Mapping[str, str],
+) -> AtomicCheckpointer:
+    """Open the checkpoints of a run, or refuse those of another one.
 
     Arguments
     ---------
-    checkpoints_dir : Path or str
-        Folder of the checkpoints; without a whole one nothing is compared.
+    folder : Path or str
+        The folder of the checkpoints.
+    recoverables : mapping
+        Names and objects, as in SpeechBrain.
     fingerprint : mapping
         What must stay the same, plain and possibly nested values.
+    reasons : mapping
+        Why, for each name of the fingerprint where it does not go without
+        saying.
+
+    Returns
+    -------
+    AtomicCheckpointer
+        UserError where the last whole checkpoint has another fingerprint.
 
     Example
     -------
-    >>> folder = getfixture("tmp_path")
-    >>> saver = AtomicCheckpointer(folder, fingerprint={"layers": 12})
-    >>> saver.save_and_keep_only()
-    >>> check_same_run(folder, {"layers": 12})
+    >>> folder, model = getfixture("tmp_path"), torch.nn.Linear(2, 1)
+    >>> kept = {"seed": 1}, {"seed": "the batches are a function of it"}
+    >>> open_checkpoints(folder, {"model": model}, *kept).save_and_keep_only()
+    >>> _ = open_checkpoints(folder, {"model": model}, *kept)
     """
-    whole = [
-        path
-        for path in checkpoint_folders(Path(checkpoints_dir))
-        if damage_of(path) is None
-    ]
-    if not whole:
-        return
-    last = max(
-        Checkpointer._construct_checkpoint_objects(whole), key=ckpt_recency
-    )
+    checkpointer = AtomicCheckpointer(folder, recoverables, fingerprint)
+    last = checkpointer.find_checkpoint()
+    if last is None:
+        return checkpointer
     saved = _flatten(last.meta.get(FINGERPRINT_KEY, {}))
-    wanted = _flatten(json.loads(json.dumps(fingerprint)))
+    wanted = _flatten(checkpointer.fingerprint)
     differences = [
         f"{key}: saved {saved.get(key, 'nothing')}, "
         f"requested {wanted.get(key, 'nothing')}"
+        + (f" ({reasons[key]})" if key in reasons else "")
         for key in sorted({*saved, *wanted})
         if key not in saved or key not in wanted or saved[key] != wanted[key]
     ]
     if differences:
         raise UserError(
-            f"{last.path} was saved by another run ({'; '.join(differences)}). "
-            "Give the saved values to resume it, or another --output_folder"
+            f"{last.path} was saved with settings that cannot change while a "
+            f"run lasts: {'; '.join(differences)}. Give the saved values to "
+            "go on, or another --output_folder"
         )
+    return checkpointer
 
 
 def _flatten(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -216,25 +216,27 @@ def read_value(text: str, source: str) -> Any:
     return text if isinstance(value, str | dict | list) else value
 
 
-def check_words(
+def check_choices(
     hparams: Mapping[str, Any], choices: Mapping[str, Sequence[str]]
 ) -> None:
-    """Raise UserError for a word that is none of those allowed for its key.
+    """Raise UserError for a value that is not allowed for its key.
 
     Arguments
     ---------
     hparams : mapping
+        Keys and values.
     choices : mapping
-        What is allowed, by key.
+        The allowed values of each key that is checked.
 
     Example
     -------
-    >>> check_words({"order": "random"}, {"order": ("ascending", "random")})
+    >>> check_choices({"order": "random"}, {"order": ("ascending", "random")})
     """
     for key, allowed in choices.items():
         if hparams[key] not in allowed:
             raise UserError(
-                f"{key} is one of {', '.join(allowed)}, not {hparams[key]!r}."
+                f"{key} must be one of {', '.join(allowed)}, not "
+                f"{hparams[key]!r}."
             )
 
 

@@ -2,23 +2,27 @@
 
 `log.jsonl` has one JSON object a line and is what reports are drawn from;
 TensorBoard has the same numbers; `metrics.json` holds the latest ones.
-No method here is a collective.
+Without further loggers no method here is a collective.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.train_logger import TrainLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from summarymixing.files import open_atomically, write_json
 from summarymixing.run.output_folder import LOG_NAME
 
 logger = logging.getLogger(__name__)
+
+SPEECHBRAIN_STAGES = ("train", "valid", "test")
 
 
 def read_log(output_folder: Path) -> list[dict[str, Any]]:
@@ -42,14 +46,19 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Numbers of a run, by update (or epoch).
+    """Metrics of a run, by update.
 
     Arguments
     ---------
     output_folder : Path
+        The folder of the run.
     resumed_at : int
         Last update that counts: entries beyond it were made by a run that
         stopped after its last checkpoint, and are made again.
+    loggers : TrainLogger or sequence of TrainLogger, optional
+        Further loggers of SpeechBrain, for example
+        `speechbrain.utils.train_logger.WandBLogger`; the update is their
+        `epoch`, which WandBLogger takes as its step.
 
     Example
     -------
@@ -61,8 +70,16 @@ class RunLog:
     [{'stage': 'train', 'update': 1, 'loss': 4.6}]
     """
 
-    def __init__(self, output_folder: Path, resumed_at: int = 0) -> None:
+    def __init__(
+        self,
+        output_folder: Path,
+        resumed_at: int = 0,
+        loggers: TrainLogger | Sequence[TrainLogger] | None = None,
+    ) -> None:
         self.folder = output_folder
+        self._loggers = (
+            [loggers] if isinstance(loggers, TrainLogger) else (loggers or ())
+        )
         self._board: SummaryWriter | None = None
         if not if_main_process():
             return
@@ -73,17 +90,33 @@ class RunLog:
             str(output_folder / "tensorboard"), purge_step=resumed_at + 1
         )
 
-    def write(self, stage: str, update: int, numbers: dict[str, float]) -> None:
-        """Add the numbers of one stage ("train", "valid") at an update."""
-        if self._board is None:
-            return
+    def write(self, stage: str, update: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a stage ("train", "valid", ...) at an update.
+
+        Every process calls it: SpeechBrain's loggers wait for each other.
+        """
+        if self._board is not None:
+            self._write(self._board, stage, update, metrics)
+        if stage in SPEECHBRAIN_STAGES:
+            for further in self._loggers:
+                further.log_stats(
+                    {"epoch": update}, **{f"{stage}_stats": metrics}
+                )
+
+    def _write(
+        self,
+        board: SummaryWriter,
+        stage: str,
+        update: int,
+        metrics: dict[str, float],
+    ) -> None:
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
-            entry = {"stage": stage, "update": update, **numbers}
+            entry = {"stage": stage, "update": update, **metrics}
             file.write(json.dumps(entry) + "\n")
-        for name, number in numbers.items():
-            self._board.add_scalar(f"{name}/{stage}", number, update)
-        self._board.flush()
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        for name, value in metrics.items():
+            board.add_scalar(f"{name}/{stage}", value, update)
+        board.flush()
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
         logger.info("%s, update %d: %s", stage, update, shown)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

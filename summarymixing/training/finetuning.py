@@ -7,15 +7,13 @@ that a run goes on exactly where it was.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import num_frames
@@ -30,21 +28,19 @@ from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
 from summarymixing.pretrained import save_encoder, save_weights
+from summarymixing.run.brain import make_optimizer
+from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.training.frozen_encoder import random_twin
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
-    check_choices,
-    load_data,
-    make_checkpointer,
+    FIXED,
+    check_task_choices,
+    make_fingerprint,
     make_head,
-    run_fingerprint,
-    train_and_test,
 )
-from summarymixing.training.probe_brain import ProbeBrain, count_parameters
-from summarymixing.training.probe_data import ProbeBatch
-from summarymixing.training.schedules import SCHEDULES
-
-logger = logging.getLogger(__name__)
+from summarymixing.training.probe_data import ProbeBatch, load_probe_data
+from summarymixing.training.schedules import make_schedule
+from summarymixing.training.task_brain import TaskBrain, count_parameters
 
 UNFREEZING_ORDERS = ("together", "top_down", "bottom_up")
 
@@ -89,7 +85,7 @@ def layers_that_learn(
 
 
 def learning_groups(
-    model: FineTuned, weight_decay: float
+    model: FineTuned,
 ) -> list[dict[str, Any]]:
     """Separate head, mixers and the rest of the encoder, for an optimiser.
 
@@ -99,7 +95,7 @@ def learning_groups(
     parts = {id(p): "head" for p in model.head.parameters()}
     parts |= {id(p): "mixers" for p in model.mixers().parameters()}
     groups = []
-    for group in parameter_groups(model, weight_decay):
+    for group in parameter_groups(model):
         for name in ("head", "mixers", "encoder"):
             members = [
                 p
@@ -110,20 +106,25 @@ def learning_groups(
     return [group for group in groups if group["params"]]
 
 
-class FineTuningBrain(ProbeBrain):
+class FineTuningBrain(TaskBrain):
     """Train and test an encoder with its head on SpeechBrain's loop.
 
-    hparams : the keys of hparams/finetuning/librispeech100.yaml. modules :
-    {"probe": FineTuned}. A checkpoint holds the whole model.
+    Arguments
+    ---------
+    **kwargs : Any
+        See `TaskBrain`; `hparams` has the keys of
+        hparams/finetuning/librispeech100.yaml, `modules` is {"probe":
+        FineTuned}. A checkpoint holds the whole model.
     """
-
-    optimizer_step: int  # of SpeechBrain's Brain: updates done
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         h = self.hparams
-        self.schedule = SCHEDULES[h.schedule](
-            peak=1.0, warmup=h.warmup_updates, total=self.num_updates
+        self.schedule = make_schedule(
+            h.schedule,
+            peak=1.0,
+            warmup=h.warmup_updates,
+            total=self.num_updates,
         )
         self.peak_rates = {
             "head": h.learning_rate,
@@ -134,23 +135,23 @@ class FineTuningBrain(ProbeBrain):
         self.channel_scheme = _mask_scheme(
             h.channel_mask_ratio, h.channel_mask_length
         )
+        self.layers = range(0)  # those that learn in the coming update
+        self.model.train_layers(self.layers)
         self._choose_layers()
-
-    # What learns, and how fast
 
     def _choose_layers(self) -> bool:
         """Let the layers of the coming update learn; tell if they changed."""
-        h, before = self.hparams, getattr(self, "layers", None)
+        h, before = self.hparams, self.layers
         self.layers = layers_that_learn(
             self.optimizer_step + 1,
-            self.probe.encoder.num_layers,
+            self.model.encoder.num_layers,
             freeze=h.freeze_encoder_updates,
             every=h.unfreeze_every_updates,
             order=h.unfreezing_order,
         )
         if self.layers == before:
             return False
-        self.probe.train_layers(self.layers)
+        self.model.train_layers(self.layers)
         return True
 
     def on_fit_batch_start(self, batch: ProbeBatch, should_step: bool) -> None:
@@ -160,54 +161,32 @@ class FineTuningBrain(ProbeBrain):
             # DDP waits for gradients of what it found when it was wrapped,
             # and for no others. All processes change at the same update.
             self._wrap_distributed()
-            gc.collect()  # the old wrapper refers to itself, with its buckets
+            gc.collect()  # the old wrapper, with its buckets, is a cycle
 
     def init_optimizers(self) -> None:
         """AdamW over all that will learn at some time."""
-        h = self.hparams
-        self.optimizer = torch.optim.AdamW(
-            learning_groups(self.probe, h.weight_decay),
-            lr=0.0,  # set before each update
-            betas=tuple(h.adam_betas),
-            eps=h.adam_epsilon,
-            fused=self.device_type == "cuda",
+        self.optimizer = make_optimizer(
+            self.hparams.optimizer,
+            learning_groups(self.model),
+            on_gpu=self.device_type == "cuda",
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)
 
-    def optimizers_step(self) -> None:
-        """Set the learning rates, clip and apply the gradients of an update.
+    def set_learning_rates(self, update: int) -> None:
+        """Follow the schedule, each part of the model from its own peak.
 
-        SpeechBrain would clip the first group alone. What is frozen has no
-        gradient, so that neither momentum nor weight decay touch it.
+        What is frozen has no gradient, so that neither momentum nor weight
+        decay touch it.
         """
-        update = self.optimizer_step + 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(update) * self.peak_rates[group["name"]]
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(
-            self.probe.parameters(), self.hparams.max_gradient_norm
-        )
-        # The norm is of reduced gradients: all processes decide alike.
-        if self.scaler.is_enabled() or torch.isfinite(norm):
-            self.scaler.step(self.optimizer)  # fp16: skips by itself
-            self.scaler.update()
-        else:
-            logger.warning(
-                "update %d left out: its gradients are not finite", update
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer_step = update
 
-    def _learning_rates(self) -> dict[str, float]:
+    def learning_rates(self) -> dict[str, float]:
+        """Return the rates of the last update, and how many layers learn."""
         groups = self.optimizer.param_groups
         rates = {f"{g['name']}_learning_rate": g["lr"] for g in groups}
         return {**rates, "learning_layers": len(self.layers)}
-
-    def _anneal(self, numbers: Mapping[str, float]) -> None:
-        """Do nothing: the schedule follows the updates."""
-
-    # Forward
 
     def compute_forward(
         self, batch: ProbeBatch, stage: sb.Stage
@@ -216,14 +195,14 @@ class FineTuningBrain(ProbeBrain):
         moved = batch.to(self.device)
         if stage != sb.Stage.TRAIN:
             # Not through DDP: processes may have unequal numbers of batches.
-            return self.probe(moved.wavs, moved.wav_lens)
+            return self.model(moved.wavs, moved.wav_lens)
         return self.modules["probe"](
             moved.wavs,
             moved.wav_lens,
             masks=self.draw_masks(batch).to(self.device),
             # The same on all processes: none waits for one with more layers.
             layer_drop_seed=derive_seed(
-                self.hparams.seed, "layer drop", *self._position()
+                self.hparams.seed, "layer drop", *self.position()
             ),
         )
 
@@ -232,7 +211,7 @@ class FineTuningBrain(ProbeBrain):
         lengths = absolute_lengths(batch.wav_lens, batch.wavs.shape[1])
         return draw_masks(
             num_frames(lengths).tolist(),
-            self.probe.encoder.config["front_end_channels"],
+            self.model.encoder.config["front_end_channels"],
             [
                 derive_seed(
                     self.hparams.seed, "mask", self.optimizer_step, row.id
@@ -243,25 +222,21 @@ class FineTuningBrain(ProbeBrain):
             channels=self.channel_scheme,
         )
 
-    # What is left behind
-
-    def _log_model(self, epoch: int) -> None:
-        """Do nothing: there are no weights of layers."""
-
-    def _describe_model(self) -> dict[str, Any]:
+    def describe_model(self) -> dict[str, Any]:
+        """Return the sizes of the parts, for metrics.json."""
         return {
             "parameters": {
-                "encoder": count_parameters(self.probe.encoder),
-                "head": count_parameters(self.probe.head),
+                "encoder": count_parameters(self.model.encoder),
+                "head": count_parameters(self.model.head),
             },
         }
 
-    def _write_model(self, metrics: dict[str, Any]) -> None:
+    def write_model(self, metrics: dict[str, Any]) -> None:
         """Export what was tested; the tokenizer has its file already."""
         save_encoder(
-            self.probe.encoder, self.folder / "encoder", trained_on=metrics
+            self.model.encoder, self.folder / "encoder", trained_on=metrics
         )
-        save_weights(self.probe.head, self.folder / "head.safetensors")
+        save_weights(self.model.head, self.folder / "head.safetensors")
 
 
 def _mask_scheme(ratio: float, length: int) -> MaskScheme | None:
@@ -311,7 +286,7 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> FineTuningBrain:
     task = hparams["task"]
     _check(hparams, task)
     encoder = load_trainable_encoder(hparams)
-    data = load_data(hparams, task)
+    data = load_probe_data(hparams, task)
     head = make_head(hparams, encoder.d_model, task)
     model = FineTuned(encoder, head, train_front_end=hparams["train_front_end"])
     return FineTuningBrain(
@@ -324,19 +299,17 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> FineTuningBrain:
             "grad_accumulation_factor": hparams["accumulation"],
         },
         run_opts=run_opts,
-        checkpointer=make_checkpointer(
-            hparams, {"probe": model}, run_fingerprint(hparams, encoder, task)
+        checkpointer=open_checkpoints(
+            Path(hparams["output_folder"]) / "checkpoints",
+            {"probe": model},
+            make_fingerprint(hparams, encoder, task),
+            FIXED,
         ),
     )
 
 
 def _check(hparams: Mapping[str, Any], task: Any) -> None:
-    check_choices(
-        hparams,
-        task,
-        schedule=tuple(SCHEDULES),
-        unfreezing_order=UNFREEZING_ORDERS,
-    )
+    check_task_choices(hparams, task, unfreezing_order=UNFREEZING_ORDERS)
     for key in (
         "max_batch_seconds",
         "unfreeze_every_updates",
@@ -344,7 +317,7 @@ def _check(hparams: Mapping[str, Any], task: Any) -> None:
         "channel_mask_length",
     ):
         if not hparams[key] or hparams[key] < 1:
-            raise UserError(f"{key} is at least 1, not {hparams[key]!r}.")
+            raise UserError(f"{key} must be at least 1, not {hparams[key]!r}.")
     source = Path(hparams["encoder"]).resolve()
     if source == Path(hparams["output_folder"]).resolve() / "encoder":
         raise UserError(
@@ -355,4 +328,4 @@ def _check(hparams: Mapping[str, Any], task: Any) -> None:
 
 def fine_tune(hparams: dict[str, Any], run_opts: Any) -> None:
     """Fine-tune and test, or go on with a run; arguments: `make_brain`."""
-    train_and_test(make_brain(hparams, run_opts))
+    make_brain(hparams, run_opts).train_and_test()

@@ -1,23 +1,20 @@
 """The Brain of wav2vec 2.0 pre-training.
 
-One "epoch" of SpeechBrain's loop is the stretch between two checkpoints, so
-each ends with a validation, a checkpoint and an exported encoder. The only
-position that a run has is its number of updates.
+One "epoch" of SpeechBrain's loop is the interval between two checkpoints, so
+each ends with a validation, a checkpoint and an exported encoder.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import speechbrain as sb
 import torch
 import torch.distributed as dist
+from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import FRAMES_PER_SECOND
@@ -25,23 +22,20 @@ from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import save_encoder
-from summarymixing.run import processes
-from summarymixing.run.checkpoints import (
-    AtomicCheckpointer,
-    check_same_run,
-)
-from summarymixing.run.hparams_file import check_words
-from summarymixing.run.records import RunLog
+from summarymixing.run.brain import ResumableBrain, make_optimizer
+from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
     PretrainingData,
-    load_pretraining_data,
 )
-from summarymixing.training.pretraining_statistics import Progress, Sums
-from summarymixing.training.schedules import SCHEDULES
+from summarymixing.training.pretraining_statistics import (
+    LoggingWindow,
+    MetricSums,
+)
+from summarymixing.training.schedules import make_schedule
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Unreadable utterances are skipped and listed, but not without limit.
 MAX_UNREADABLE_SHARE = 0.01
@@ -50,40 +44,53 @@ MIN_UNREADABLE = 20
 # Below this share of the codes in use, accuracy says nothing any more.
 COLLAPSE_SHARE = 0.1
 
+# Settings that a run keeps, beside those of its encoder, and why.
+FIXED = {
+    "seed": "batches, masks and noise are functions of it",
+    "num_groups": "the weights of the codebook have its shape",
+    "num_codes": "the weights of the codebook have its shape",
+    "target_dim": "the weights of the codebook have its shape",
+}
 
-class PretrainingBrain(sb.Brain):
+
+class PretrainingBrain(ResumableBrain):
     """wav2vec 2.0 on SpeechBrain's loop.
 
-    hparams : the keys of hparams/shared/pretraining.yaml. modules : {"model":
-    Wav2Vec2Pretraining}. `data` gives the updates of each stretch.
+    Arguments
+    ---------
+    data : PretrainingData
+        Gives the updates of each interval between checkpoints.
+    **kwargs : Any
+        See `ResumableBrain`; `hparams` has the keys of
+        hparams/shared/pretraining.yaml, `modules` is {"model":
+        Wav2Vec2Pretraining}.
     """
-
-    optimizer_step: int  # of SpeechBrain's Brain: updates done
-    step: int  # micro-batches done in this stretch
-    _idle_since: float
 
     def __init__(self, *, data: PretrainingData, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         h = self.hparams
         self.data = data
-        self.model = self.modules["model"]  # without DDP around it
-        self.rank = processes.rank()
-        self.world_size = processes.world_size()
-        self.folder = Path(h.output_folder)
-        self.schedule = SCHEDULES[h.schedule](
-            peak=h.learning_rate, warmup=h.warmup_updates, total=h.max_updates
+        self.schedule = make_schedule(
+            h.schedule,
+            peak=h.learning_rate,
+            warmup=h.warmup_updates,
+            total=h.max_updates,
         )
         # Sums of the loss are divided by this constant before backward, for
         # the range of fp16, and put right when the update is complete.
         self.nominal_frames = h.max_batch_seconds * FRAMES_PER_SECOND
-        self.progress = Progress()
-        self.checkpointer.add_recoverable("progress", self.progress)
-        self.nonfinite_updates = 0
+        self.update_frames = torch.zeros((), device=self.device).double()
+        self.stop_after_update = False
         self.unreadable = self.utterances = 0
-        self._start_logging_window()
+        self.shown_loss = 0.0
+        self.window = self._open_window()
 
-    def stretches(self) -> Iterator[int]:
-        """Count the stretches between checkpoints, as fit's epochs."""
+    def intervals(self) -> Iterator[int]:
+        """Count the intervals between checkpoints, as fit's epochs.
+
+        Each step of the iteration also tells the sampler of the data which
+        updates come next.
+        """
         every = self.hparams.checkpoint_every_updates
         while self.optimizer_step < self.hparams.max_updates:
             start = self.optimizer_step
@@ -98,19 +105,13 @@ class PretrainingBrain(sb.Brain):
                     "out what shortens an epoch, such as --debug_batches"
                 )
 
-    # Start
-
     def on_fit_start(self) -> None:
         """Compile, wrap, make the optimiser, resume."""
         super().on_fit_start()
-        self.run_log = RunLog(self.folder, resumed_at=self.optimizer_step)
-        self._start_logging_window()
-        if self.optimizer_step:
-            logger.info("going on from update %d", self.optimizer_step)
-            self._warn_of_other_batches()
+        self.window = self._open_window()
 
-    def _describe_batches(self) -> dict[str, float]:
-        """Return what the batches are a function of, beside the update."""
+    def describe_batches(self) -> Mapping[str, float]:
+        """Return what the batches depend on beside seed and update."""
         h = self.hparams
         return {
             "train_hours": round(self.data.hours, 3),
@@ -119,83 +120,53 @@ class PretrainingBrain(sb.Brain):
             "accumulation": h.accumulation,
         }
 
-    def _warn_of_other_batches(self) -> None:
-        """Other data and hardware are allowed, but not without a word."""
-        saved = self.checkpointer.find_checkpoint().meta.get("batches", {})
-        changes = [
-            f"{name} {saved[name]:g} before, {value:g} now"
-            for name, value in self._describe_batches().items()
-            if saved.get(name, value) != value
-        ]
-        if changes:
-            logger.warning(
-                "from here on the batches are others: %s. The run is not "
-                "what a straight one would have been.",
-                "; ".join(changes),
-            )
-
     def _compile(self) -> None:
         """Compile layer by layer: one graph serves all, names stay."""
+        conformer = self.model.encoder.encoder  # renamed later
         if not self.hparams.compile:
-            share = 1 - self.hparams.memory_budget
-            self.model.encoder.encoder.recompute_share(share)
+            conformer.recompute_share(1 - self.hparams.memory_budget)
             return
         # Imported here: torch loads it with its compiler, and that is slow.
         import torch._functorch.config as compiler
 
         compiler.activation_memory_budget = self.hparams.memory_budget
-        for layer in self.model.encoder.encoder.layers:
+        for layer in conformer.layers:
             layer.compile(dynamic=True)
 
-    def _wrap_distributed(self) -> None:
-        """Wrap the model once.
-
-        Unlike SpeechBrain: buffers are constants and need no broadcast at
-        each forward; gradients live in the buckets and need no copy.
-        """
-        if dist.is_initialized():
-            on_gpu = self.device_type == "cuda"
-            self.modules["model"] = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if on_gpu else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-
     def init_optimizers(self) -> None:
-        """AdamW without decay on norms, biases and the mask embedding."""
-        h = self.hparams
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, h.weight_decay),
-            lr=0.0,  # set before each update
-            betas=tuple(h.adam_betas),
-            eps=h.adam_epsilon,
-            fused=self.device_type == "cuda",
+        """Keep weight decay off norms, biases and the mask embedding."""
+        self.optimizer = make_optimizer(
+            self.hparams.optimizer,
+            parameter_groups(self.model),
+            on_gpu=self.device_type == "cuda",
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)
 
-    # Training
-
     def fit_batch(self, batch: PretrainingBatch) -> Tensor:
-        """Forward and backward of a micro-batch; update when it is due."""
-        self.seconds_waited += time.perf_counter() - self._idle_since
+        """Forward and backward of a micro-batch; update when it is due.
+
+        SpeechBrain's own reads the loss of each batch, for which a GPU must
+        stop, and divides it by the number of batches instead of frames.
+        """
+        self.window.seconds_waited += (
+            time.perf_counter() - self.window.idle_since
+        )
         self._report_unreadable(batch)
-        should_step = self.step % self.grad_accumulation_factor == 0
-        # `step` starts at a multiple of the accumulation in each stretch.
-        micro_step = self.step % self.grad_accumulation_factor
-        seed = derive_seed(self.hparams.seed, self.optimizer_step, micro_step)
+        update, micro_step = self.position()
+        should_step = micro_step == 0
+        seed = derive_seed(self.hparams.seed, update, micro_step)
         # Dropout is the one part that draws from the global stream.
         torch.manual_seed(derive_seed(seed, self.rank))
         with self.no_sync(not should_step):
             with self.training_ctx:
                 output = self._forward(batch, layer_drop_seed=seed)
             self.scaler.scale(output.loss / self.nominal_frames).backward()
-        self.sums.add(output, batch.seconds)
+        self.window.sums.add(output, batch.seconds)
         self.update_frames += output.frames
         if should_step:
             self.optimizers_step()
-        self._idle_since = time.perf_counter()
+        self.window.idle_since = time.perf_counter()
         return output.loss.detach()
 
     def _forward(
@@ -223,37 +194,32 @@ class PretrainingBrain(sb.Brain):
             h.temperature_factor,
         )
 
-    def optimizers_step(self) -> None:
-        """Normalise, clip and apply the gradients of an update."""
-        update = self.optimizer_step + 1
+    def set_learning_rates(self, update: int) -> None:
+        """Follow the schedule, one rate for all groups."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(update)
-        self.scaler.unscale_(self.optimizer)
-        stop = self._normalise_gradients()
-        # One norm over all parameters, the same on every process.
-        self.gradient_norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.hparams.max_gradient_norm
-        ).item()
-        self._apply_or_skip()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer_step = update
+
+    def optimizers_step(self) -> None:
+        """Make an update; log it and stop after it where that is due."""
+        super().optimizers_step()
+        h, stop = self.hparams, self.stop_after_update
         # Checkpoints count hours, up to the last entry of the log.
-        if stop or update % self.hparams.log_every_updates == 0:
+        if stop or self.optimizer_step % h.log_every_updates == 0:
             self._log_train()
         if stop:
-            self.save_checkpoint()
+            self.save_checkpoint({})
             raise Stopped
 
-    def _normalise_gradients(self) -> bool:
+    def normalise_gradients(self) -> None:
         """Turn sums into means over the frames of the update, everywhere.
 
-        DDP has averaged over processes. Returns whether any process was
-        asked to stop, which rides on the same collective.
+        DDP has averaged over processes. Whether any process was asked to stop
+        rides on the same collective.
         """
         packed = torch.stack(
             [
-                self.update_frames.double(),
-                torch.tensor(float(stop_requested())).to(self.update_frames),
+                self.update_frames,
+                self.update_frames.new_tensor(float(stop_requested())),
             ]
         )
         if dist.is_initialized():
@@ -269,35 +235,7 @@ class PretrainingBrain(sb.Brain):
             p.grad for p in self.model.parameters() if p.grad is not None
         ]
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-        return bool(packed[1].item())
-
-    def _apply_or_skip(self) -> None:
-        """Step, or leave an update with NaN or infinite gradients out.
-
-        The norm is of reduced gradients: all processes decide alike.
-        """
-        finite = torch.isfinite(torch.tensor(self.gradient_norm)).item()
-        if finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # fp16: skips by itself
-            self.scaler.update()
-        if finite:
-            self.nonfinite_updates = 0
-            return
-        self.progress.skipped_updates += 1
-        self.nonfinite_updates += 1
-        logger.warning(
-            "update %d left out: its gradients are not finite (%d in a row)",
-            self.optimizer_step + 1,
-            self.nonfinite_updates,
-        )
-        if self.nonfinite_updates > self.hparams.patience_nonfinite:
-            raise UserError(
-                f"the gradients of {self.nonfinite_updates} updates in a row "
-                f"were NaN or infinite, the last one update "
-                f"{self.optimizer_step + 1}. The last checkpoint is sound; "
-                f"start again with a lower --learning_rate or with "
-                f"--precision=fp32."
-            )
+        self.stop_after_update = bool(packed[1].item())
 
     def _report_unreadable(self, batch: PretrainingBatch) -> None:
         """List utterances that could not be read; too many end the run."""
@@ -321,53 +259,45 @@ class PretrainingBrain(sb.Brain):
         del loss, avg_loss
         return self.shown_loss
 
-    # Logging, validation, checkpoints
-
-    def _start_logging_window(self) -> None:
-        self.sums = Sums()
-        self.update_frames = torch.zeros((), device=self.device).double()
-        self.shown_loss = getattr(self, "shown_loss", 0.0)
-        self.seconds_waited = 0.0
-        self.gradient_norm = 0.0
-        self._window_update = self.optimizer_step
-        self._window_start = self._idle_since = time.perf_counter()
+    def _open_window(self) -> LoggingWindow:
+        return LoggingWindow(
+            MetricSums(self.model, self.device),
+            self.optimizer_step,
+            time.perf_counter(),
+        )
 
     def _log_train(self) -> None:
-        """Write the numbers of the updates since the last time."""
-        self.sums.reduce(self.model, self.device)
-        elapsed = time.perf_counter() - self._window_start
+        """Write the metrics of the updates since the last time."""
+        window, self.window = self.window, self._open_window()
+        window.sums.reduce()
+        elapsed = self.window.start - window.start
         self.progress.gpu_seconds += elapsed * self.world_size
-        self.progress.audio_seconds += self.sums.seconds
-        numbers = self.sums.numbers(self.hparams.diversity_weight)
-        self.shown_loss = numbers["loss"]
-        numbers |= {
+        self.progress.audio_seconds += window.sums.seconds
+        metrics = window.sums.metrics()
+        self.shown_loss = metrics["loss"]
+        metrics |= {
             "gradient_norm": self.gradient_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "temperature": self.temperature(),
-            "audio_hours_per_hour": self.sums.seconds / elapsed,
-            "seconds_waited_for_data": self.seconds_waited,
+            "audio_hours_per_hour": window.sums.seconds / elapsed,
+            "seconds_waited_for_data": window.seconds_waited,
             "peak_memory_gib": peak_memory_gib(self.device_type),
             "gpu_hours": self.progress.gpu_seconds / 3600,
             "audio_hours": self.progress.audio_seconds / 3600,
             "skipped_updates": self.progress.skipped_updates,
         }
-        self.run_log.write("train", self.optimizer_step, numbers)
-        self._start_logging_window()
+        self.run_log.write("train", self.optimizer_step, metrics)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
-        del epoch
-        self._stage_start = time.perf_counter()
+        self.stage_start = self.window.idle_since = time.perf_counter()
         if stage == sb.Stage.VALID:
-            self.valid_sums = Sums()
-        else:
-            self._idle_since = self._stage_start
+            self.valid_sums = MetricSums(self.model, self.device)
 
     def evaluate_batch(
         self, batch: PretrainingBatch, stage: sb.Stage
     ) -> Tensor:
         """Add a validation batch, whose masks and negatives are fixed."""
-        del stage
         with torch.no_grad(), self.evaluation_ctx:
             output = self._forward(batch)
         self.valid_sums.add(output, batch.seconds)
@@ -377,24 +307,23 @@ class PretrainingBrain(sb.Brain):
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
         """Log what is left; after validation: log, save, export."""
-        del stage_loss, epoch
         if stage != sb.Stage.VALID:
-            if self.optimizer_step > self._window_update:
+            if self.optimizer_step > self.window.update:
                 self._log_train()
             return
-        self.valid_sums.reduce(self.model, self.device)
-        numbers = self.valid_sums.numbers(self.hparams.diversity_weight)
-        self.run_log.write("valid", self.optimizer_step, numbers)
-        self._warn_of_collapse(numbers)
-        self.save_checkpoint(numbers)
+        self.valid_sums.reduce()
+        metrics = self.valid_sums.metrics()
+        self.run_log.write("valid", self.optimizer_step, metrics)
+        self._warn_of_collapse(metrics)
+        self.save_checkpoint(metrics)
         # Validation and saving are not training time of the next window.
-        spent = time.perf_counter() - self._stage_start
-        self._window_start += spent
+        spent = time.perf_counter() - self.stage_start
+        self.window.start += spent
         self.progress.gpu_seconds += spent * self.world_size
 
-    def _warn_of_collapse(self, numbers: dict[str, float]) -> None:
+    def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
         codes = self.hparams.num_groups * self.hparams.num_codes
-        if numbers["code_perplexity"] < COLLAPSE_SHARE * codes:
+        if metrics["code_perplexity"] < COLLAPSE_SHARE * codes:
             logger.warning(
                 "the codebook is collapsing: %.1f of %d codes are in use at "
                 "update %d, and %.0f %% of the negatives equal the positive, "
@@ -402,25 +331,20 @@ class PretrainingBrain(sb.Brain):
                 "its first thousands of updates; a small one needs "
                 "--diversity_weight=1.0 --front_end_gradient=0.1, fewer "
                 "--num_codes, or more audio in an update.",
-                numbers["code_perplexity"],
+                metrics["code_perplexity"],
                 codes,
                 self.optimizer_step,
-                100 * numbers["negatives_excluded"],
+                100 * metrics["negatives_excluded"],
             )
 
-    def save_checkpoint(self, valid: dict[str, float] | None = None) -> None:
-        """Write a checkpoint, the encoder and the metrics."""
-        self.step = 0  # a stretch always starts at its first micro-batch
-        self.checkpointer.save_and_keep_only(
-            meta={
-                "update": self.optimizer_step,
-                "batches": self._describe_batches(),
-                **(valid or {}),
-            },
-            num_to_keep=self.hparams.checkpoints_to_keep,
-            name=None,
-        )
-        metrics = {
+    def checkpoints_to_keep(self) -> dict[str, Any]:
+        """Keep the latest ones."""
+        return {"num_to_keep": self.hparams.checkpoints_to_keep}
+
+    def save_checkpoint(self, metrics: dict[str, Any]) -> None:
+        """Write a checkpoint, metrics.json and the encoder."""
+        super().save_checkpoint(metrics)
+        state = {
             "update": self.optimizer_step,
             "max_updates": self.hparams.max_updates,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -428,21 +352,21 @@ class PretrainingBrain(sb.Brain):
             "gpu_hours": self.progress.gpu_seconds / 3600,
             "audio_hours": self.progress.audio_seconds / 3600,
             "skipped_updates": self.progress.skipped_updates,
-            "valid": valid or {},
+            "valid": metrics,
         }
-        self.run_log.write_metrics(metrics)
+        self.run_log.write_metrics(state)
         # The other processes wait: one that ended would take this one along.
-        processes.on_main_process(
+        on_main_process(
             lambda: save_encoder(
-                self.model.encoder, self.folder / "encoder", trained_on=metrics
+                self.model.encoder, self.folder / "encoder", trained_on=state
             )
         )
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Separate what weight decay shrinks from what it must not.
+
+    The first group gets the weight decay of the optimiser, the second none.
 
     Norms, biases and the mask embedding are no maps between features;
     pulling them to zero only fights their purpose. Biases of head-wise
@@ -454,7 +378,7 @@ def parameter_groups(
         is_map = parameter.dim() > 1 and "bias" not in name.split(".")[-1]
         (decayed if is_map else kept).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": decayed},
         {"params": kept, "weight_decay": 0.0},
     ]
 
@@ -469,65 +393,9 @@ def peak_memory_gib(device_type: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def run_fingerprint(hparams: dict[str, Any]) -> dict[str, Any]:
-    """What must not change between the runs that share an output folder."""
-    names = ("num_groups", "num_codes", "target_dim", "seed")
+def make_fingerprint(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run keeps, with their values."""
     return {
         **hparams["encoder"].config,
-        **{name: hparams[name] for name in names},
+        **{name: hparams[name] for name in FIXED},
     }
-
-
-def pretrain(hparams: dict[str, Any], run_opts: Any) -> None:
-    """Pre-train from manifests, or go on with a run.
-
-    Arguments
-    ---------
-    hparams : dict
-        Built from a file of hparams/pretraining/.
-    run_opts : RunOptions
-        SpeechBrain's options from the command line.
-    """
-    check_words(
-        hparams,
-        {
-            "schedule": tuple(SCHEDULES),
-            "loss_reduction": ("mean", "sum"),
-            "precision": ("fp32", "bf16", "fp16"),
-        },
-    )
-    data = load_pretraining_data(
-        hparams["manifests"],
-        **{
-            name: hparams[name]
-            for name in (
-                "seed",
-                "max_batch_seconds",
-                "accumulation",
-                "mask_scheme",
-                "mask_probability",
-                "mask_length",
-                "num_workers",
-            )
-        },
-        rank=processes.rank(),
-        world_size=processes.world_size(),
-        pin_memory=torch.cuda.is_available(),
-    )
-    folder = Path(hparams["output_folder"]) / "checkpoints"
-    fingerprint = run_fingerprint(hparams)
-    check_same_run(folder, fingerprint)
-    hparams["grad_accumulation_factor"] = hparams["accumulation"]
-    hparams["eval_precision"] = hparams["precision"]
-    brain = PretrainingBrain(
-        data=data,
-        modules={"model": hparams["model"]},
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=AtomicCheckpointer(
-            folder,
-            recoverables={"model": hparams["model"]},
-            fingerprint=fingerprint,
-        ),
-    )
-    brain.fit(brain.stretches(), data.train, data.valid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from summarymixing.data.batching import (
     BatchPlan,
@@ -28,7 +28,8 @@ from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
 from summarymixing.lobes.pretraining import MaskedFrames, gather_masked_frames
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MASK_SCHEMES, MaskScheme
-from summarymixing.run.hparams_file import check_words
+from summarymixing.run.hparams_file import check_choices
+from summarymixing.run.processes import rank, world_size
 
 
 @dataclass
@@ -127,84 +128,64 @@ class PretrainingData:
     hours: float
 
 
-def load_pretraining_data(
-    manifests: str | Path,
-    *,
-    seed: int,
-    max_batch_seconds: float,
-    accumulation: int,
-    mask_scheme: str,
-    mask_probability: float,
-    mask_length: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> PretrainingData:
+def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
     """Read `train.csv` and `valid.csv` and make loaders of them.
 
     Arguments
     ---------
-    manifests : str or Path
-        Folder of the two manifests.
-    seed, max_batch_seconds, accumulation, mask_scheme, mask_probability,
-    mask_length, num_workers
-        As in hparams/shared/pretraining.yaml.
-    rank, world_size : int
-    pin_memory : bool
+    hparams : mapping
+        The keys of hparams/shared/pretraining.yaml.
 
     Returns
     -------
     PretrainingData
-        UserError for missing or moved data, an utterance longer than a
-        batch, or too few batches.
+        The share of this process. UserError for missing or moved data, an
+        utterance longer than a batch, or too few batches.
     """
-    check_words(
-        {"mask_scheme": mask_scheme}, {"mask_scheme": tuple(MASK_SCHEMES)}
-    )
+    check_choices(hparams, {"mask_scheme": tuple(MASK_SCHEMES)})
     scheme = partial(
-        MASK_SCHEMES[mask_scheme],
-        probability=mask_probability,
-        length=mask_length,
+        MASK_SCHEMES[hparams["mask_scheme"]],
+        probability=hparams["mask_probability"],
+        length=hparams["mask_length"],
     )
-    train = _read_manifest(Path(manifests), "train")
-    valid = _read_manifest(Path(manifests), "valid")
-    plan = BatchPlan(
-        train.durations, seed=seed, max_batch_seconds=max_batch_seconds
-    )
-    _check_enough_batches(plan, train, world_size * accumulation)
-    valid_plan = BatchPlan(
-        valid.durations,
-        seed=seed,
-        max_batch_seconds=max(max_batch_seconds, valid.durations.max()),
-        order="ascending",
-    )
+    seed, seconds = hparams["seed"], hparams["max_batch_seconds"]
+    train = _read_manifest(Path(hparams["manifests"]), "train")
+    valid = _read_manifest(Path(hparams["manifests"]), "valid")
+    plan = BatchPlan(train.durations, seed=seed, max_batch_seconds=seconds)
+    _check_enough_batches(plan, train, world_size() * hparams["accumulation"])
     sampler = UpdateBatchSampler(
-        plan, rank=rank, world_size=world_size, accumulation=accumulation
+        plan,
+        rank=rank(),
+        world_size=world_size(),
+        accumulation=hparams["accumulation"],
     )
-    workers: dict[str, Any] = {
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "worker_init_fn": start_worker,
-    }
+    valid_sampler = EpochBatchSampler(
+        BatchPlan(
+            valid.durations,
+            seed=seed,
+            max_batch_seconds=max(seconds, valid.durations.max()),
+            order="ascending",
+        ),
+        rank=rank(),
+        world_size=world_size(),
+        pad_to_equal_length=False,
+    )
+
+    def loader(
+        manifest: Manifest, batches: Sampler[Any], stage: str
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            UtteranceDataset(manifest, tolerate_errors=True),
+            batch_sampler=batches,
+            collate_fn=MaskingCollate(seed=seed, scheme=scheme, stage=stage),
+            num_workers=hparams["num_workers"],
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=start_worker,
+        )
+
     return PretrainingData(
-        DataLoader(
-            UtteranceDataset(train, tolerate_errors=True),
-            batch_sampler=sampler,
-            collate_fn=MaskingCollate(seed=seed, scheme=scheme),
-            **workers,
-        ),
-        DataLoader(
-            UtteranceDataset(valid, tolerate_errors=True),
-            batch_sampler=EpochBatchSampler(
-                valid_plan,
-                rank=rank,
-                world_size=world_size,
-                pad_to_equal_length=False,
-            ),
-            collate_fn=MaskingCollate(seed=seed, scheme=scheme, stage="valid"),
-            **workers,
-        ),
+        loader(train, sampler, "train"),
+        loader(valid, valid_sampler, "valid"),
         sampler,
         hours=float(train.durations.sum()) / 3600,
     )

@@ -1,108 +1,102 @@
-"""Numbers of pre-training: sums over batches, and what a run has used."""
+"""Metrics of pre-training, from sums over the masked frames of batches."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
-import yaml
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
-from torch import Tensor
 
 from summarymixing.lobes.pretraining import (
     PretrainingOutput,
     Wav2Vec2Pretraining,
 )
+from summarymixing.nnet.losses import diversity_loss
 from summarymixing.nnet.quantiser import perplexity
 
+# Fields of `PretrainingOutput` that are (G, V); all others are single numbers.
+PER_CODE = ("probability_sums", "code_counts")
 
-class Sums:
-    """Sums over batches, on the device until somebody asks.
 
-    Each entry of `PretrainingOutput` is summed, with the seconds of audio;
-    one collective makes them global.
+class MetricSums:
+    """Sums of `PretrainingOutput` over batches, on the device until asked.
+
+    Arguments
+    ---------
+    model : Wav2Vec2Pretraining
+        Its quantiser says how many codes there are.
+    device : torch.device or str
+        Where the outputs of the model are.
     """
 
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-        self.seconds = 0.0
-
-    def add(self, output: PretrainingOutput, seconds: float) -> None:
-        """Add a batch."""
-        self.seconds += seconds
-        for name, value in output._asdict().items():
-            # float64: counts of a long validation are exact.
-            value = value.detach().double()
-            old = self.values.get(name)
-            self.values[name] = value if old is None else old + value
-
-    def reduce(
+    def __init__(
         self, model: Wav2Vec2Pretraining, device: torch.device | str
     ) -> None:
+        codes = model.quantiser.num_groups, model.quantiser.num_codes
+        # float64: counts of a long validation are exact.
+        self.values = {
+            name: torch.zeros(
+                codes if name in PER_CODE else (), device=device
+            ).double()
+            for name in PretrainingOutput._fields
+        }
+        self.seconds = 0.0  # of audio
+
+    def add(self, output: PretrainingOutput, seconds: float) -> None:
+        """Add a batch that holds so many seconds of audio."""
+        self.seconds += seconds
+        for name, value in output._asdict().items():
+            self.values[name] += value.detach()
+
+    def reduce(self) -> None:
         """Sum over all processes; every process must call it."""
-        quantiser = model.quantiser
-        codes = quantiser.num_groups, quantiser.num_codes
-        shapes: dict[str, tuple[int, ...]]
-        shapes = dict.fromkeys(PretrainingOutput._fields, ())
-        shapes["probability_sums"] = shapes["code_counts"] = codes
-        parts = [
-            # A process may have had no batch at all.
-            self.values.get(name, torch.zeros(shape)).flatten().to(device)
-            for name, shape in shapes.items()
-        ]
-        parts.append(torch.tensor([self.seconds]).to(device))
-        packed = torch.cat([part.double() for part in parts])
+        parts = list(self.values.values())
+        packed = torch.cat(
+            [
+                *(part.flatten() for part in parts),
+                parts[0].new_tensor([self.seconds]),
+            ]
+        )
         if dist.is_initialized():
             dist.all_reduce(packed)
-        split = packed.cpu().split([part.numel() for part in parts])
-        self.values = {
-            name: part.view(shape)
-            for (name, shape), part in zip(
-                shapes.items(), split[:-1], strict=True
-            )
-        }
-        self.seconds = split[-1].item()
+        packed = packed.cpu()
+        split = packed[:-1].split([part.numel() for part in parts])
+        for name, part, values in zip(self.values, parts, split, strict=True):
+            self.values[name] = values.view(part.shape)
+        self.seconds = packed[-1].item()
 
-    def numbers(self, diversity_weight: float) -> dict[str, float]:
-        """Means over the masked frames, after `reduce`."""
-        v = self.values
-        frames = max(v["frames"].item(), 1.0)
-        codes = v["code_counts"].numel()
-        prob_perplexity = perplexity(v["probability_sums"]).item()
-        contrastive = v["contrastive"].item() / frames
-        diversity = (codes - prob_perplexity) / codes
-        return {
-            "loss": contrastive + diversity_weight * diversity,
-            "contrastive_loss": contrastive,
-            "accuracy": v["correct"].item() / frames,
-            "chance": v["chance"].item() / frames,
-            "negatives_excluded": v["excluded"].item() / frames,
-            "code_perplexity": perplexity(v["code_counts"]).item(),
-            "prob_perplexity": prob_perplexity,
+    def metrics(self) -> dict[str, float]:
+        """Return means over the masked frames, after `reduce`.
+
+        `loss` is the one that is trained. The codebook's numbers are those
+        of all frames together, which no mean over batches would give.
+        """
+        sums = self.values
+        frames = max(sums["frames"].item(), 1.0)
+        means = {
+            name: (value / frames).item()
+            for name, value in sums.items()
+            if name not in (*PER_CODE, "frames")
+        }
+        return means | {
+            "diversity_loss": diversity_loss(sums["probability_sums"]).item(),
+            "code_perplexity": perplexity(sums["code_counts"]).item(),
+            "prob_perplexity": perplexity(sums["probability_sums"]).item(),
         }
 
 
-@register_checkpoint_hooks
-class Progress:
-    """What a run has used so far; goes into its checkpoints."""
+class LoggingWindow:
+    """What has happened since the last entry of the log.
 
-    def __init__(self) -> None:
-        self.gpu_seconds = 0.0
-        self.audio_seconds = 0.0
-        self.skipped_updates = 0
+    Arguments
+    ---------
+    sums : MetricSums
+        Empty sums.
+    update : int
+        Updates done when the window opens.
+    now : float
+        Seconds on the clock of `time.perf_counter`.
+    """
 
-    @mark_as_saver
-    def save(self, path: Path) -> None:
-        """Write as YAML."""
-        Path(path).write_text(yaml.safe_dump(vars(self)), encoding="utf-8")
-
-    @mark_as_loader
-    def load(self, path: Path, end_of_epoch: bool) -> None:
-        """Read what `save` wrote."""
-        del end_of_epoch
-        vars(self).update(yaml.safe_load(Path(path).read_text("utf-8")))
+    def __init__(self, sums: MetricSums, update: int, now: float) -> None:
+        self.sums, self.update, self.start = sums, update, now
+        self.idle_since = now  # end of the last batch
+        self.seconds_waited = 0.0  # for data

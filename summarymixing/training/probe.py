@@ -1,35 +1,124 @@
-"""A probe from its recipe: loading, checks, training, tests.
+"""A probe from its recipe: loading, checks, training, tests, folds.
 
 A new task is a `ProbeTask` and a YAML file that names it with its head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import speechbrain as sb
 import torch
+from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
-from torch import nn
+from torch import Tensor, nn
 
 from summarymixing.errors import UserError
+from summarymixing.files import write_json
 from summarymixing.lobes.encoders import PRECISIONS
 from summarymixing.lobes.probes import Probe
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.run import processes
-from summarymixing.run.checkpoints import (
-    AtomicCheckpointer,
-    check_same_run,
-)
-from summarymixing.run.hparams_file import check_words
+from summarymixing.run.checkpoints import open_checkpoints
+from summarymixing.run.hparams_file import check_choices, load_hparams
+from summarymixing.run.processes import on_main_process
+from summarymixing.run.stopping import Stopped, stop_requested_anywhere
+from summarymixing.training import layer_weights
+from summarymixing.training.classification import ALL, SPEAKERS
 from summarymixing.training.frozen_encoder import (
     digest,
     load_frozen_encoder,
 )
-from summarymixing.training.probe_brain import ProbeBrain, schedules
-from summarymixing.training.probe_data import ProbeData, load_probe_data
+from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
+from summarymixing.training.task_brain import TaskBrain, count_parameters
+
+
+class ProbeBrain(TaskBrain):
+    """Train and test a probe: a head and layer weights on a frozen encoder.
+
+    Arguments
+    ---------
+    **kwargs : Any
+        See `TaskBrain`; `hparams` has the keys of hparams/shared/probe.yaml,
+        `modules` is {"encoder": FrozenEncoder, "probe": Probe}.
+    """
+
+    def init_optimizers(self) -> None:
+        """Make one optimiser for the head and one for the layer weights."""
+        h, probe = self.hparams, self.model
+        self.optimizers_dict = {
+            "head_optimizer": h.head_optimizer(probe.head.parameters()),
+            "weights_optimizer": h.weights_optimizer(
+                probe.weighted_sum.parameters()
+            ),
+        }
+        self.checkpointer.add_recoverables(self.optimizers_dict)
+
+    def parameters_to_clip(self) -> Iterable[Iterable[nn.Parameter]]:
+        """Limit the norm of head and layer weights for themselves."""
+        return [
+            optimizer.param_groups[0]["params"]
+            for optimizer in self.optimizers_dict.values()
+        ]
+
+    def compute_forward(
+        self, batch: ProbeBatch, stage: sb.Stage
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the head predicts, and the padding mask (B, T)."""
+        batch = batch.to(self.device)
+        encoded = self.modules["encoder"](batch.wavs, batch.wav_lens)
+        # In evaluation not through DDP: processes may have unequal numbers
+        # of batches there.
+        training = stage == sb.Stage.TRAIN
+        probe = self.modules["probe"] if training else self.model
+        return probe(*encoded), encoded.padding_mask
+
+    def after_validation(self, metrics: dict[str, float]) -> None:
+        """Log the weights of the layers; let the schedules follow."""
+        weights = layer_weights.as_numbers(self.layer_weights())
+        self.run_log.write(
+            layer_weights.STAGE,
+            self.optimizer_step,
+            {"epoch": metrics["epoch"], **weights},
+        )
+        on_main_process(lambda: layer_weights.write_layer_weights(self.folder))
+        for name, schedule in schedules(vars(self.hparams)).items():
+            _, rate = schedule(metrics[self.hparams.anneal_on])
+            optimizer = name.replace("schedule", "optimizer")
+            update_learning_rate(self.optimizers_dict[optimizer], rate)
+
+    def layer_weights(self) -> list[float]:
+        """Return the weight of each of the L + 1 hidden states."""
+        return self.model.weighted_sum.weights().tolist()
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return what metrics.json says of the model."""
+        weights = self.layer_weights()
+        return {
+            "layer_weights": weights,
+            "parameters": {
+                "encoder": count_parameters(self.modules["encoder"]),
+                "head": count_parameters(self.model.head),
+                "layer_weights": len(weights),
+            },
+        }
+
+    def write_model(self, metrics: dict[str, Any]) -> None:
+        """Write or draw the model that was tested, on the main process."""
+        layer_weights.draw_layer_weights(
+            metrics["layer_weights"], self.folder, self.task.name
+        )
+
+
+def schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schedules that are not constant, by key."""
+    names = ("head_schedule", "weights_schedule")
+    return {name: hparams[name] for name in names if hparams[name]}
 
 
 def make_head(
@@ -48,12 +137,21 @@ def make_head(
     return hparams["head"](d_model, found)
 
 
-def run_fingerprint(
+# Settings that a run keeps, and why.
+FIXED = {
+    "task": "its metrics choose the checkpoint",
+    "encoder": "the head has learned from its features",
+    "outputs": "the head has one output for each",
+    "seed": "batches, masks and dropout are functions of it",
+}
+
+
+def make_fingerprint(
     hparams: Mapping[str, Any],
     encoder: nn.Module,
     task: ProbeTask,
 ) -> dict[str, Any]:
-    """What must not change between the runs that share an output folder."""
+    """Return the settings that a run keeps, with their values."""
     return {
         "task": task.name,
         "encoder": digest(encoder),
@@ -61,6 +159,29 @@ def run_fingerprint(
         "seed": hparams["seed"],
         **task.identity(),
     }
+
+
+def check_task_choices(
+    hparams: Mapping[str, Any], task: ProbeTask, **more: Sequence[str]
+) -> None:
+    """Raise UserError for a value that is not allowed for its key.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The keys of a probe or of a fine-tuning.
+    task : ProbeTask
+        Its metrics may select the epoch that is tested.
+    **more : sequence of str
+        The allowed values of keys that not all trainings have.
+    """
+    choices: dict[str, Sequence[str]] = {
+        "precision": tuple(PRECISIONS),
+        "select_by": ("loss", *task.metrics),
+        "order": ("ascending", "random"),
+        **more,
+    }
+    check_choices(hparams, choices)
 
 
 def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
@@ -74,9 +195,11 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
         SpeechBrain's options from the command line.
     """
     task = hparams["task"]
-    check_choices(hparams, task, anneal_on=("loss", "epoch", *task.metrics))
+    check_task_choices(
+        hparams, task, anneal_on=("loss", "epoch", *task.metrics)
+    )
     encoder = load_frozen_encoder(hparams)
-    data = load_data(hparams, task)
+    data = load_probe_data(hparams, task)
     head = make_head(hparams, encoder.encoder.d_model, task)
     model = Probe(encoder.encoder.num_layers + 1, head)
     return ProbeBrain(
@@ -86,58 +209,16 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
         hparams={
             **hparams,
             "precision": "fp32",  # of the head; the encoder has its own
-            "max_grad_norm": hparams["max_gradient_norm"],
             "grad_accumulation_factor": hparams["accumulation"],
         },
         run_opts=run_opts,
-        checkpointer=make_checkpointer(
-            hparams,
+        checkpointer=open_checkpoints(
+            Path(hparams["output_folder"]) / "checkpoints",
             {"probe": model, **_recoverable_schedules(hparams)},
-            run_fingerprint(hparams, encoder, task),
+            make_fingerprint(hparams, encoder, task),
+            FIXED,
         ),
     )
-
-
-def load_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
-    """Load this process's share of the data, and fit the task to it."""
-    return load_probe_data(
-        hparams,
-        task,
-        rank=processes.rank(),
-        world_size=processes.world_size(),
-    )
-
-
-def make_checkpointer(
-    hparams: Mapping[str, Any],
-    recoverables: Mapping[str, Any],
-    fingerprint: Mapping[str, Any],
-) -> AtomicCheckpointer:
-    """Open the checkpoints of a run; UserError if another run left them."""
-    folder = Path(hparams["output_folder"]) / "checkpoints"
-    check_same_run(folder, fingerprint)
-    return AtomicCheckpointer(folder, recoverables, fingerprint)
-
-
-def check_choices(
-    hparams: Mapping[str, Any], task: ProbeTask, **more: Sequence[str]
-) -> None:
-    """Raise UserError for a word that is none of those allowed for its key.
-
-    Arguments
-    ---------
-    hparams : mapping
-    task : ProbeTask
-    more : sequence of str
-        What is allowed, for keys that not all trainings have.
-    """
-    choices: dict[str, Sequence[str]] = {
-        "precision": tuple(PRECISIONS),
-        "select_by": ("loss", *task.metrics),
-        "order": ("ascending", "random"),
-        **more,
-    }
-    check_words(hparams, choices)
 
 
 def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,10 +232,96 @@ def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 def probe(hparams: dict[str, Any], run_opts: Any) -> None:
     """Train and test a probe, or go on with one; arguments: `make_brain`."""
-    train_and_test(make_brain(hparams, run_opts))
+    make_brain(hparams, run_opts).train_and_test()
 
 
-def train_and_test(brain: ProbeBrain) -> None:
-    """Do what is left of a run; raises `Stopped` where it saves and stops."""
-    brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
-    brain.test()
+def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
+    """Run a probe, or one for each fold where `fold` is "all".
+
+    Arguments
+    ---------
+    hparams, run_opts
+        See `summarymixing.training.probe.make_brain`. The folds run in
+        `output_folder/fold_N`; each goes on from its own checkpoint.
+    """
+    if hparams.get("fold") != ALL:
+        probe(hparams, run_opts)
+        return
+    folder = Path(hparams["output_folder"])
+    folders = {fold: folder / f"fold_{fold}" for fold in SPEAKERS}
+    for fold, output_folder in folders.items():
+        overrides = {"fold": fold, "output_folder": str(output_folder)}
+        # Schedules and the like have a state, so each fold needs its own.
+        probe(load_hparams(folder / "hyperparams.yaml", overrides), run_opts)
+        if stop_requested_anywhere():
+            raise Stopped
+        _forget_brain()
+    on_main_process(lambda: _write_results(folder, folders))
+
+
+def _forget_brain() -> None:
+    """Free the memory of a fold: its Brain, in hooks, refers to itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _write_results(folder: Path, folders: Mapping[int, Path]) -> None:
+    folds = {
+        fold: json.loads((path / "metrics.json").read_text("utf-8"))
+        for fold, path in folders.items()
+    }
+    metrics = join_folds(list(folds.values()))
+    write_json(folder / "metrics.json", {**metrics, "folds": folds})
+    layer_weights.draw_layer_weights(
+        metrics["layer_weights"], folder, f"{metrics['task']}, mean of folds"
+    )
+
+
+def join_folds(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the metrics of folds: means, and NAME_std beside each.
+
+    Arguments
+    ---------
+    folds : sequence of dict
+        Contents of their metrics.json.
+
+    Returns
+    -------
+    dict
+        Of the same layout; `utterances` is the sum over the folds.
+
+    Example
+    -------
+    >>> common = {"task": "x", "valid": {}, "layer_weights": [1.0]}
+    >>> join_folds(
+    ...     [
+    ...         {**common, "splits": {"test": {"accuracy": 60.0}}},
+    ...         {**common, "splits": {"test": {"accuracy": 70.0}}},
+    ...     ]
+    ... )["splits"]
+    {'test': {'accuracy': 65.0, 'accuracy_std': 7.0710678118654755}}
+    """
+    splits = {
+        split: _join([fold["splits"][split] for fold in folds])
+        for split in folds[0]["splits"]
+    }
+    weights = zip(*(fold["layer_weights"] for fold in folds), strict=True)
+    return {
+        **folds[0],
+        "splits": splits,
+        "valid": _join([fold["valid"] for fold in folds]),
+        "layer_weights": [statistics.fmean(column) for column in weights],
+    }
+
+
+def _join(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    joined: dict[str, float] = {}
+    for name in numbers[0]:
+        values = [one[name] for one in numbers]
+        if name == "utterances":
+            joined[name] = sum(values)
+        else:
+            joined[name] = statistics.fmean(values)
+            joined[f"{name}_std"] = statistics.stdev(values)
+    return joined

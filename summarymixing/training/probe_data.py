@@ -23,6 +23,7 @@ from summarymixing.data.batching import (
 )
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
+from summarymixing.run.processes import rank, world_size
 from summarymixing.training.probe_task import ProbeTask, Role
 
 logger = get_logger(__name__)
@@ -134,13 +135,7 @@ def read_manifest(folder: str | Path, split: str, label: str) -> Manifest:
     return manifest
 
 
-def load_probe_data(
-    hparams: Mapping[str, Any],
-    task: ProbeTask,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> ProbeData:
+def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
     """Read the manifests of a probe, fit its task, and make loaders.
 
     Arguments
@@ -150,12 +145,12 @@ def load_probe_data(
     task : ProbeTask
         Chooses and adapts utterances; takes its outputs from the training
         manifest.
-    rank, world_size : int
 
     Returns
     -------
     ProbeData
-        UserError as in `read_manifest`, and for too few batches.
+        The share of this process. UserError as in `read_manifest`, and for
+        too few batches.
     """
 
     def read(split: str) -> Manifest:
@@ -171,8 +166,8 @@ def load_probe_data(
     }
     sampler = UpdateBatchSampler(
         _train_plan(train, hparams),
-        rank=rank,
-        world_size=world_size,
+        rank=rank(),
+        world_size=world_size(),
         accumulation=hparams["accumulation"],
     )
     _check_enough_batches(sampler, train)
@@ -183,7 +178,10 @@ def load_probe_data(
         plan = BatchPlan(manifest.durations, seed=0, order="ascending", **limit)
         # Each utterance counts once, so processes may get unequal numbers.
         share = EpochBatchSampler(
-            plan, rank=rank, world_size=world_size, pad_to_equal_length=False
+            plan,
+            rank=rank(),
+            world_size=world_size(),
+            pad_to_equal_length=False,
         )
         return _loader(
             UtteranceDataset(manifest, tolerate_errors=True), share, hparams

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from summarymixing.run.hparams_file import check_choices
+
 Schedule = Callable[[int], float]
 
 
@@ -74,3 +76,36 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "noam": noam,
     "warm_cool": warm_cool,
 }
+
+
+def make_schedule(
+    name: str | Callable[..., Schedule],
+    *,
+    peak: float,
+    warmup: int,
+    total: int,
+) -> Schedule:
+    """Make the schedule that a YAML file names.
+
+    Arguments
+    ---------
+    name : str or callable
+        A key of `SCHEDULES`, or what is called with the other arguments, for
+        example `!name:my_package.cosine`.
+    peak : float
+        The highest learning rate.
+    warmup : int
+        Updates until the peak is reached.
+    total : int
+        Updates of the whole run.
+
+    Returns
+    -------
+    callable
+        Learning rate of an update, the first of which is 1. UserError for an
+        unknown name.
+    """
+    if isinstance(name, str):
+        check_choices({"schedule": name}, {"schedule": tuple(SCHEDULES)})
+        name = SCHEDULES[name]
+    return name(peak=peak, warmup=warmup, total=total)

@@ -47,9 +47,9 @@ HPARAMS = {
     "schedule": "noam",
     "learning_rate": 1e-2,
     "warmup_updates": 1,
-    "weight_decay": 0.01,
-    "adam_betas": [0.9, 0.98],
-    "adam_epsilon": 1e-6,
+    "optimizer": partial(
+        torch.optim.AdamW, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+    ),
     "max_gradient_norm": 1e9,
     "patience_nonfinite": 0,
     "temperature_start": 2.0,
@@ -159,7 +159,8 @@ def train(folder, loss_reduction, rank=None):
     for batch in make_batches(rank):
         brain.step += 1
         brain.fit_batch(batch)
-    return brain.updates, model.state_dict()
+    brain.window.sums.reduce()
+    return brain.updates, model.state_dict(), brain.window.sums.metrics()
 
 
 REDUCTIONS = ("mean", "sum")
@@ -208,17 +209,20 @@ def test_processes_agree_to_the_last_bit(reduction, distributed):
 
 
 def test_the_mean_over_frames_is_that_of_the_joint_batch(distributed, tmp_path):
-    updates, parameters = train(tmp_path, "mean")
-    actual_updates, actual_parameters = distributed[0]["mean"]
+    updates, parameters, metrics = train(tmp_path, "mean")
+    actual_updates, actual_parameters, logged = distributed[0]["mean"]
     assert len(updates) == len(actual_updates) == UPDATES
     torch.testing.assert_close(actual_updates, updates, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(
         actual_parameters, parameters, rtol=1e-6, atol=1e-8
     )
+    # What is logged is what is trained, diversity included.
+    assert logged["loss"] > logged["contrastive_loss"]
+    assert logged == pytest.approx(metrics, rel=1e-6)
 
 
 def test_the_sum_over_frames_is_averaged_over_processes(distributed, tmp_path):
-    updates, _ = train(tmp_path, "sum")
+    updates, *_ = train(tmp_path, "sum")
     actual = distributed[0]["sum"][0][0]
     expected = {n: g / WORLD_SIZE for n, g in updates[0].items()}
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)

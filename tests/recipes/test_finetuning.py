@@ -18,7 +18,7 @@ from summarymixing.pretrained import save_encoder
 from summarymixing.run.hparams_file import load_hparams
 from summarymixing.run.launch import run
 from summarymixing.run.stopping import Stopped
-from summarymixing.training import finetuning, probe_brain
+from summarymixing.training import finetuning, task_brain
 from summarymixing.training.finetuning import (
     FineTuningBrain,
     fine_tune,
@@ -146,7 +146,7 @@ def test_stopped_run_goes_on_where_it_was(
         expected = run_recipe(material, tmp_path / "straight", **options)
     answers = iter([False] * (num_updates - 1) + [True])
     monkeypatch.setattr(
-        probe_brain, "stop_requested_anywhere", lambda: next(answers)
+        task_brain, "stop_requested_anywhere", lambda: next(answers)
     )
     assert run_recipe(material, tmp_path / "run", **options) == (None, {})
     monkeypatch.undo()
@@ -327,11 +327,11 @@ def test_masks_follow_update_and_utterance(
     assert torch.equal(later.span_mask, masks.span_mask) != time
     brain.modules.eval()
     # Evaluation shows all, whatever the position.
-    stage = probe_brain.sb.Stage.VALID
+    stage = task_brain.sb.Stage.VALID
     first = brain.compute_forward(batch, stage)[0]
     brain.optimizer_step = 0
     assert torch.equal(brain.compute_forward(batch, stage)[0], first)
-    expected, _ = brain.probe(batch.wavs, batch.wav_lens)
+    expected, _ = brain.model(batch.wavs, batch.wav_lens)
     assert torch.equal(first, expected)
 
 
@@ -339,8 +339,8 @@ def test_masks_follow_update_and_utterance(
     "overrides, message",
     [
         ({"encoder": "/nowhere"}, "/nowhere holds no encoder"),
-        ({"unfreezing_order": "sideways"}, "unfreezing_order is one of"),
-        ({"schedule": "newbob"}, "schedule is one of noam, warm_cool"),
+        ({"unfreezing_order": "sideways"}, "unfreezing_order must be one of"),
+        ({"schedule": "newbob"}, "schedule must be one of noam, warm_cool"),
         ({"unfreeze_every_updates": 0}, "unfreeze_every_updates is at least 1"),
         ({"max_batch_seconds": None}, "max_batch_seconds is at least 1"),
         ({"layer_drop": 1.5}, "cannot be built with .*layer_drop"),

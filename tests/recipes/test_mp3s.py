@@ -17,8 +17,7 @@ from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
 from summarymixing.suite.steps import TORCHRUN
-from summarymixing.training.folds import probe_folds
-from summarymixing.training.probe import probe
+from summarymixing.training.probe import probe, run_probe
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path for path in (ROOT / "hparams/mp3s").glob("*.yaml")}
@@ -119,7 +118,7 @@ def read_metrics(folder):
 
 @pytest.mark.parametrize("stem", sorted(FILES))
 def test_two_updates_and_the_evaluation(stem, manifests, encoder, tmp_path):
-    run(probe_folds, command(stem, manifests, encoder, tmp_path))
+    run(run_probe, command(stem, manifests, encoder, tmp_path))
     metrics = read_metrics(tmp_path)
     assert metrics["updates"] == 2
     name, low, high = METRICS[metrics["task"]]
@@ -143,7 +142,7 @@ def test_intents_by_one_value(manifests, encoder, tmp_path):
 
 def test_all_folds_with_mean_and_deviation(manifests, encoder, tmp_path):
     words = command("iemocap_linear", manifests, encoder, tmp_path)
-    run(probe_folds, [*words, "--fold=all", "--max_updates=1"])
+    run(run_probe, [*words, "--fold=all", "--max_updates=1"])
     metrics = read_metrics(tmp_path)
     folds = [
         read_metrics(tmp_path / f"fold_{n}")["splits"]["utterances"]
@@ -160,9 +159,9 @@ def test_another_fold_needs_another_folder(
     manifests, encoder, tmp_path, capsys
 ):
     words = command("iemocap_linear", manifests, encoder, tmp_path)
-    run(probe_folds, [*words, "--fold=1"])
+    run(run_probe, [*words, "--fold=1"])
     with pytest.raises(SystemExit):
-        run(probe_folds, [*words, "--fold=2"])
+        run(run_probe, [*words, "--fold=2"])
     assert "fold" in capsys.readouterr().err
 
 

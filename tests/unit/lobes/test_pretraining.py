@@ -136,7 +136,9 @@ def test_diversity_is_of_the_frames_of_the_batch_together(train, device):
     sums = sum(
         run(model, [utterance])[0].probability_sums for utterance in utterances
     )
-    expected = joint.contrastive + 0.5 * joint.frames * diversity_loss(sums)
+    expected = joint.contrastive_loss + 0.5 * joint.frames * diversity_loss(
+        sums
+    )
     torch.testing.assert_close(joint.loss.detach(), expected, rtol=1e-6, atol=0)
 
 
@@ -172,8 +174,8 @@ def test_the_gradient_of_diversity_is_that_of_its_formula(device, monkeypatch):
 def test_an_utterance_of_one_frame_has_no_loss(train, device):
     model = make_model(device).train(train)
     out, gradients = run(model, make_utterances(device, [100]))
-    assert out.frames == out.loss == out.correct == out.chance == 0
-    assert out.excluded == 0
+    assert out.frames == out.loss == out.accuracy == out.chance == 0
+    assert out.negatives_excluded == 0
     assert all(not gradient.any() for gradient in gradients.values())
 
 

@@ -17,7 +17,7 @@ from summarymixing.errors import UserError
 from summarymixing.run import checkpoint_files
 from summarymixing.run.checkpoints import (
     AtomicCheckpointer,
-    check_same_run,
+    open_checkpoints,
 )
 
 WIDTH = 64
@@ -326,16 +326,18 @@ def test_object_that_was_not_saved_is_a_user_error(tmp_path):
 
 def test_another_run_is_refused_with_every_difference(tmp_path):
     fingerprint = {"model": {"layers": 12, "mixer": "summary"}, "sizes": (1, 2)}
-    checkpointer = AtomicCheckpointer(tmp_path, fingerprint=fingerprint)
-    check_same_run(tmp_path, {"anything": "before the first checkpoint"})
-    checkpointer.save_and_keep_only(meta={"loss": 1.0})
-    check_same_run(tmp_path, fingerprint)
+    reasons = {"model.layers": "the weights have its shape"}
+
+    def open_with(**settings):
+        return open_checkpoints(tmp_path, {}, settings, reasons)
+
+    open_with(anything="before the first checkpoint")
+    open_with(**fingerprint).save_and_keep_only(meta={"loss": 1.0})
+    open_with(**fingerprint)
     with pytest.raises(UserError) as caught:
-        check_same_run(
-            tmp_path, {"model": {"layers": 24}, "sizes": (1, 2), "new": True}
-        )
+        open_with(model={"layers": 24}, sizes=(1, 2), new=True)
     for difference in (
-        "model.layers: saved 12, requested 24",
+        "model.layers: saved 12, requested 24 (the weights have its shape)",
         "model.mixer: saved summary, requested nothing",
         "new: saved nothing, requested True",
     ):

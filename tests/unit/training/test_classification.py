@@ -11,7 +11,7 @@ from summarymixing.training.classification import (
     ClassificationTask,
     LeaveOneSpeakerOut,
 )
-from summarymixing.training.folds import join_folds
+from summarymixing.training.probe import join_folds
 
 
 def make_rows(labels, **columns):

@@ -1,7 +1,5 @@
 """Masked batches: a mask belongs to its utterance, a bad file costs itself."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import soundfile
@@ -12,6 +10,7 @@ from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import num_frames
 from summarymixing.nnet.span_mask import filled_spans
+from summarymixing.training import pretraining_data
 from summarymixing.training.pretraining_data import (
     MaskingCollate,
     load_pretraining_data,
@@ -123,6 +122,10 @@ def test_copying_to_a_device_moves_every_tensor():
     assert {tensor.device.type for tensor in moved} == {"meta"}
 
 
+def load(given):
+    return load_pretraining_data({**SETTINGS, **given})
+
+
 @pytest.fixture
 def manifests(tmp_path):
     """Six files of 1 s for training, two for validation, one damaged."""
@@ -139,7 +142,7 @@ def manifests(tmp_path):
 
 
 def test_a_damaged_file_is_reported_and_the_others_are_read(manifests):
-    data = load_pretraining_data(manifests, **SETTINGS)
+    data = load({"manifests": manifests})
     data.sampler.set_range(0, 2)  # one epoch: two batches of three
     batches = list(data.train)
     assert sum(len(batch.wavs) for batch in batches) == 5
@@ -149,7 +152,7 @@ def test_a_damaged_file_is_reported_and_the_others_are_read(manifests):
 
 
 def test_validation_is_the_same_every_time(manifests):
-    data = load_pretraining_data(manifests, **SETTINGS)
+    data = load({"manifests": manifests})
     first, again = list(data.valid), list(data.valid)
     assert sum(len(batch.wavs) for batch in first) == 2
     for one, other in zip(first, again, strict=True):
@@ -158,36 +161,38 @@ def test_validation_is_the_same_every_time(manifests):
 
 
 def test_training_masks_change_with_the_epoch(manifests):
-    data = load_pretraining_data(manifests, **SETTINGS)
+    data = load({"manifests": manifests})
     data.sampler.set_range(0, 4)
     seeds = [seed for batch in data.train for seed in batch.masked.seeds]
     assert len(set(seeds)) == len(seeds) == 10
 
 
-def test_processes_see_different_utterances(manifests):
+def on_two_processes(monkeypatch, rank):
+    monkeypatch.setattr(pretraining_data, "rank", lambda: rank)
+    monkeypatch.setattr(pretraining_data, "world_size", lambda: 2)
+
+
+def test_processes_see_different_utterances(manifests, monkeypatch):
     seeds = []
     for rank in range(2):
-        data = load_pretraining_data(
-            manifests, **SETTINGS, rank=rank, world_size=2
-        )
+        on_two_processes(monkeypatch, rank)
+        data = load({"manifests": manifests})
         data.sampler.set_range(0, 1)
         seeds += [seed for batch in data.train for seed in batch.masked.seeds]
     assert len(set(seeds)) == len(seeds) == 5
 
 
-def test_too_little_audio_for_an_update_says_what_to_do(manifests):
-    load = partial(load_pretraining_data, manifests)
+def test_too_little_audio_for_an_update_says_what_to_do(manifests, monkeypatch):
+    on_two_processes(monkeypatch, 0)
     with pytest.raises(UserError, match="makes 2 batches, but.*takes 4"):
-        load(**{**SETTINGS, "accumulation": 2}, world_size=2)
+        load({"manifests": manifests, "accumulation": 2})
 
 
 def test_an_unknown_mask_scheme_lists_the_known_ones(manifests):
     with pytest.raises(UserError, match="stock, fairseq, not 'random'"):
-        load_pretraining_data(
-            manifests, **{**SETTINGS, "mask_scheme": "random"}
-        )
+        load({"manifests": manifests, "mask_scheme": "random"})
 
 
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train\.csv"):
-        load_pretraining_data(tmp_path, **SETTINGS)
+        load({"manifests": tmp_path})

@@ -17,10 +17,9 @@ from summarymixing.pretrained import save_encoder
 from summarymixing.run.hparams_file import load_hparams
 from summarymixing.run.records import read_log
 from summarymixing.run.stopping import Stopped
-from summarymixing.training import probe_brain
+from summarymixing.training import task_brain
 from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
-from summarymixing.training.probe import make_brain, probe
-from summarymixing.training.probe_brain import ProbeBrain
+from summarymixing.training.probe import ProbeBrain, make_brain, probe
 from summarymixing.training.probe_task import ProbeTask
 
 RUN_OPTIONS = {"device": "cpu", "noprogressbar": True}
@@ -107,18 +106,18 @@ def test_run_leaves_what_a_reader_needs(straight_run):
 def test_only_the_probe_learns(material, tmp_path):
     brain = make_brain(make_hparams(material, tmp_path), RUN_OPTIONS)
     encoder = brain.modules["encoder"]
-    before = digest(encoder), digest(brain.probe)
+    before = digest(encoder), digest(brain.model)
     brain.fit(brain.epochs(), brain.data.train, brain.data.valid)
     assert digest(encoder) == before[0]
     assert all(p.grad is None for p in encoder.parameters())
-    assert digest(brain.probe) != before[1]
+    assert digest(brain.model) != before[1]
     learned = [
         parameter
         for optimizer in brain.optimizers_dict.values()
         for group in optimizer.param_groups[:1]  # what SpeechBrain clips
         for parameter in group["params"]
     ]
-    assert {id(p) for p in learned} == {id(p) for p in brain.probe.parameters()}
+    assert {id(p) for p in learned} == {id(p) for p in brain.model.parameters()}
 
 
 def test_second_half_of_a_run_repeats_the_straight_run(
@@ -134,7 +133,7 @@ def test_stopped_run_goes_on_where_it_was(
 ):
     answers = iter([False] * (num_updates - 1) + [True])
     monkeypatch.setattr(
-        probe_brain, "stop_requested_anywhere", lambda: next(answers)
+        task_brain, "stop_requested_anywhere", lambda: next(answers)
     )
     assert run_probe(material, tmp_path) is None
     monkeypatch.undo()
@@ -159,7 +158,7 @@ def test_end_during_a_validation_costs_that_validation_alone(
         return False
 
     monkeypatch.setattr(
-        probe_brain,
+        task_brain,
         "stop_requested",
         is_in_validation if how == "signal" else killed,
     )
@@ -189,7 +188,7 @@ def test_stop_during_the_test_leaves_only_the_test_to_do(
 ):
     # The validations of two epochs are a batch each.
     answers = chain(repeat(False, 2), repeat(True))
-    monkeypatch.setattr(probe_brain, "stop_requested", lambda: next(answers))
+    monkeypatch.setattr(task_brain, "stop_requested", lambda: next(answers))
     assert run_probe(material, tmp_path) is None
     monkeypatch.undo()
     assert run_probe(material, tmp_path) == straight_run[1]
@@ -281,7 +280,7 @@ def test_another_task_is_a_class_of_its_own(material, tmp_path):
     assert rate == pytest.approx(1e-4)  # for the third epoch
     # Always "B": right for the first letter of two of "AB", "BA BA", "BC",
     # but for the last letter of one.
-    brain.probe.head.linear.w.bias.data.copy_(torch.tensor([0.0, 50.0, 0.0]))
+    brain.model.head.linear.w.bias.data.copy_(torch.tensor([0.0, 50.0, 0.0]))
     brain.checkpointer.recover_if_possible = lambda **_: None
     assert brain.test()["test-clean"]["error_rate"] == pytest.approx(200 / 3)
 
@@ -322,8 +321,8 @@ def test_random_encoder_has_the_same_shape_and_other_weights(
         ({"test_splits": ["test-other"]}, "test-other.csv"),
         ({"task": {"label": "words"}}, "lacks the column words"),
         ({"num_outputs": 30}, "num_outputs is 30.*makes 6"),
-        ({"precision": "int8"}, "precision is one of fp32"),
-        ({"select_by": "accuracy"}, "select_by is one of .*wer"),
+        ({"precision": "int8"}, "precision must be one of fp32"),
+        ({"select_by": "accuracy"}, "select_by must be one of .*wer"),
         ({"max_batch_seconds": 0.6}, "longer than a whole batch"),
         ({"accumulation": 9}, "3 batches, but one update takes 9"),
     ],
@@ -338,7 +337,7 @@ def test_mistakes_are_explained(material, tmp_path, overrides, message):
     [
         ({"random_encoder": True}, "encoder: saved"),
         ({"seed": 7}, "seed: saved 1986, requested 7"),
-        ({"batch_size": 1}, "batches_per_epoch': 3"),
+        ({"batch_size": 1}, "batches_per_epoch was 3 and is 5"),
     ],
 )
 def test_another_run_does_not_go_on_in_the_same_folder(

@@ -1,70 +1,77 @@
-"""The Brain of all probes: a head and layer weights on a frozen encoder.
-
-The only position that a run has is its number of updates.
-"""
+"""The Brain of trainings with labels: what probes and fine-tuning share."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
 import torch.distributed as dist
-from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from summarymixing.errors import UserError
 from summarymixing.files import write_json
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.run import processes
+from summarymixing.run.brain import ResumableBrain
 from summarymixing.run.processes import on_main_process
-from summarymixing.run.records import RunLog
 from summarymixing.run.stopping import (
     Stopped,
     stop_requested,
     stop_requested_anywhere,
 )
-from summarymixing.training import layer_weights
 from summarymixing.training.probe_data import (
     ProbeBatch,
     ProbeData,
 )
 from summarymixing.training.probe_task import ProbeTask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Scored(NamedTuple):
-    """id : of the utterance; loss : if it has one; score : of the task."""
+    """What an evaluation keeps of one utterance."""
 
     id: str
-    loss: float | None
-    score: Any
+    loss: float | None  # None where the task has no loss in this evaluation
+    score: Any  # whatever the task's `summarise` needs
 
 
-class ProbeBrain(sb.Brain):
-    """Train and test a probe on SpeechBrain's loop.
+class TaskBrain(ResumableBrain):
+    """Train and test a model on a task with labels, on SpeechBrain's loop.
 
-    hparams : the keys of hparams/shared/probe.yaml. modules : {"encoder":
-    FrozenEncoder, "probe": Probe}. A checkpoint holds the probe, not the
-    encoder.
+    A training adds its optimisers and its forward pass (`init_optimizers`,
+    `compute_forward`), and what it writes about its model.
+
+    Arguments
+    ---------
+    task : ProbeTask
+        Its labels, loss and metrics, fitted to the training data.
+    data : ProbeData
+        The loaders of this process.
+    **kwargs : Any
+        See `ResumableBrain`. A checkpoint holds `modules["probe"]`.
     """
+
+    LEARNER = "probe"
+    BATCHES_ARE_FIXED = (
+        "The length of the run and its schedules are counted in epochs of "
+        "these batches."
+    )
 
     def __init__(
         self, *, task: ProbeTask, data: ProbeData, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.task, self.data = task, data
-        self.probe = self.modules["probe"]  # without DDP around it
-        self.rank = processes.rank()
-        self.folder = Path(self.hparams.output_folder)
+        self.stage_task = task  # another one in tests, see `for_test`
+        self.scored: list[Scored] = []  # of the evaluation under way
+        self.loss_sums = torch.zeros(2)  # loss and utterances of an epoch
         self.results: dict[str, float] = {}  # of the evaluation just done
+        self.last_update_of_epoch = 0
         self.saved_to_validate: int | None = None  # last update of its epoch
 
     @property
@@ -91,85 +98,30 @@ class ProbeBrain(sb.Brain):
                 self.last_update_of_epoch = stop
                 yield epoch + 1
 
-    # Start
+    def train_and_test(self) -> None:
+        """Train and test, from the last checkpoint if there is one.
+
+        Raises `Stopped` where the run saves and stops.
+        """
+        self.fit(self.epochs(), self.data.train, self.data.valid)
+        self.test()
 
     def on_fit_start(self) -> None:
         """Wrap, make the optimisers, resume."""
         super().on_fit_start()
-        self._read_position()
-        self.run_log = RunLog(self.folder, resumed_at=self.optimizer_step)
-        if self.optimizer_step:
-            logger.info("going on from update %d", self.optimizer_step)
-
-    def _read_position(self) -> None:
-        """See where the run goes on; UserError if in other units of updates."""
         last = self.checkpointer.find_checkpoint()
-        if last is None:
-            return
-        if last.meta["units"] != self.data.units:
-            raise UserError(
-                f"{last.path} was saved with {last.meta['units']}, this run "
-                f"has {self.data.units}. Give the same batches and number of "
-                "processes to go on, --test_only to test it, or another "
-                "--output_folder"
-            )
-        if "epoch" not in last.meta:
+        if last is not None and "epoch" not in last.meta:
             self.saved_to_validate = self.optimizer_step
 
-    def _wrap_distributed(self) -> None:
-        """Wrap the probe once.
-
-        Unlike SpeechBrain: SyncBatchNorm only where it exists, on GPUs;
-        gradients live in the buckets and need no copy.
-        """
-        if not dist.is_initialized():
-            return
-        on_gpu = self.device_type == "cuda"
-        if on_gpu:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.probe)
-        self.modules["probe"] = DistributedDataParallel(
-            self.probe,
-            device_ids=[self.device] if on_gpu else None,
-            gradient_as_bucket_view=True,
-        )
-
-    def init_optimizers(self) -> None:
-        """Make one optimiser for the head and one for the layer weights.
-
-        Each has a single group: SpeechBrain clips only the first.
-        """
-        h, probe = self.hparams, self.probe
-        self.optimizers_dict = {
-            "head_optimizer": h.head_optimizer(probe.head.parameters()),
-            "weights_optimizer": h.weights_optimizer(
-                probe.weighted_sum.parameters()
-            ),
-        }
-        self.checkpointer.add_recoverables(self.optimizers_dict)
-
-    # Training
+    def describe_batches(self) -> Mapping[str, float]:
+        """Return what a number of updates means."""
+        return self.data.units
 
     def on_fit_batch_start(self, batch: ProbeBatch, should_step: bool) -> None:
         """Let dropout depend on the position alone, for an exact resume."""
-        del batch, should_step
         torch.manual_seed(
-            derive_seed(self.hparams.seed, *self._position(), self.rank)
+            derive_seed(self.hparams.seed, *self.position(), self.rank)
         )
-
-    def _position(self) -> tuple[int, int]:
-        """Return the updates done and the batches of the one under way."""
-        return self.optimizer_step, self.step % self.grad_accumulation_factor
-
-    def compute_forward(
-        self, batch: ProbeBatch, stage: sb.Stage
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the head predicts, and the padding mask (B, T)."""
-        batch = batch.to(self.device)
-        encoded = self.modules["encoder"](batch.wavs, batch.wav_lens)
-        # In evaluation not through DDP: processes may have unequal numbers
-        # of batches there.
-        probe = self.modules["probe"] if _is_training(stage) else self.probe
-        return probe(*encoded), encoded.padding_mask
 
     def compute_objectives(
         self,
@@ -178,11 +130,11 @@ class ProbeBrain(sb.Brain):
         stage: sb.Stage,
     ) -> Tensor:
         """Return the mean loss of a batch; keep the scores in evaluation."""
-        losses = self.judge.loss(*predictions, batch.rows)
+        losses = self.stage_task.loss(*predictions, batch.rows)
         if _is_training(stage):
             assert losses is not None
             return losses.mean()
-        scores = self.judge.score(*predictions, batch.rows)
+        scores = self.stage_task.score(*predictions, batch.rows)
         values = [None] * len(scores) if losses is None else losses.tolist()
         self.scored += map(Scored, [r.id for r in batch.rows], values, scores)
         return torch.zeros(()) if losses is None else losses.mean()
@@ -195,7 +147,6 @@ class ProbeBrain(sb.Brain):
         should_step: bool,
     ) -> None:
         """Sum the loss, and stop between updates where that is asked for."""
-        del outputs
         count = len(batch.rows)
         self.loss_sums += torch.stack(
             [loss.detach().double() * count, loss.new_tensor(count).double()]
@@ -206,8 +157,6 @@ class ProbeBrain(sb.Brain):
         if stop_requested_anywhere():
             self.save_checkpoint({})
             raise Stopped
-
-    # Stages
 
     def evaluate_batch(self, batch: ProbeBatch, stage: sb.Stage) -> Tensor:
         """Leave an evaluation at once where that is asked for.
@@ -221,21 +170,19 @@ class ProbeBrain(sb.Brain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
-        del epoch
         testing = stage == sb.Stage.TEST
-        self.judge = self.task.for_test() if testing else self.task
-        self.scored: list[Scored] = []
+        self.stage_task = self.task.for_test() if testing else self.task
+        self.scored = []
         self.loss_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         if not _is_training(stage) and dist.is_initialized():
             # Running statistics differ between processes after an update.
-            for buffer in self.probe.buffers():
+            for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
         """Log; after a validation anneal and save."""
-        del stage_loss
         if _is_training(stage):
             self._end_training()
             return
@@ -256,10 +203,11 @@ class ProbeBrain(sb.Brain):
         if dist.is_initialized():
             dist.all_reduce(self.loss_sums)
         total, count = self.loss_sums.tolist()
-        numbers = {"loss": total / max(count, 1), **self._learning_rates()}
-        self.run_log.write("train", self.optimizer_step, numbers)
+        metrics = {"loss": total / max(count, 1), **self.learning_rates()}
+        self.run_log.write("train", self.optimizer_step, metrics)
 
-    def _learning_rates(self) -> dict[str, float]:
+    def learning_rates(self) -> dict[str, float]:
+        """Return the rates of the coming update, by their names in the log."""
         return {
             name.replace("optimizer", "learning_rate"): o.param_groups[0]["lr"]
             for name, o in self.optimizers_dict.items()
@@ -271,62 +219,25 @@ class ProbeBrain(sb.Brain):
         loss = {"loss": math.fsum(losses) / len(losses)} if losses else {}
         return {
             **loss,
-            **self.judge.summarise([scored.score for scored in self.scored]),
+            **self.stage_task.summarise([s.score for s in self.scored]),
             "utterances": len(self.scored),
         }
 
-    def _end_epoch(self, epoch: int, numbers: dict[str, float]) -> None:
-        numbers = {"epoch": epoch, **numbers}
-        self.run_log.write("valid", self.optimizer_step, numbers)
-        self._log_model(epoch)
-        self._anneal(numbers)
-        self.save_checkpoint(numbers)
+    def _end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        metrics = {"epoch": epoch, **metrics}
+        self.run_log.write("valid", self.optimizer_step, metrics)
+        self.after_validation(metrics)
+        self.save_checkpoint(metrics)
         self.saved_to_validate = None
         if stop_requested_anywhere():
             raise Stopped
 
-    def _log_model(self, epoch: int) -> None:
-        """Write down what an epoch has made of the model."""
-        weights = layer_weights.as_numbers(self.layer_weights())
-        self.run_log.write(
-            layer_weights.STAGE,
-            self.optimizer_step,
-            {"epoch": epoch, **weights},
-        )
-        on_main_process(lambda: layer_weights.write_layer_weights(self.folder))
+    def after_validation(self, metrics: dict[str, float]) -> None:
+        """Do what follows a validation, before its checkpoint."""
 
-    def _anneal(self, numbers: Mapping[str, float]) -> None:
-        h = self.hparams
-        for name, schedule in schedules(vars(h)).items():
-            _, rate = schedule(numbers[h.anneal_on])
-            optimizer = name.replace("schedule", "optimizer")
-            update_learning_rate(self.optimizers_dict[optimizer], rate)
-
-    def save_checkpoint(self, numbers: dict[str, float]) -> None:
-        """Save; keep the last checkpoint and the best of `select_by`.
-
-        Arguments
-        ---------
-        numbers : dict
-            Of the validation, with its `epoch`; empty before it.
-        """
-        self.step = 0  # an epoch, or its rest, starts at a first micro-batch
-        self.avg_train_loss = 0.0
-        best = self.selected_by
-        self.checkpointer.save_and_keep_only(
-            meta={
-                "update": self.optimizer_step,
-                "units": self.data.units,
-                **numbers,
-            },
-            min_keys=[best] if best else [],
-        )
-
-    def layer_weights(self) -> list[float]:
-        """Return the weight of each of the L + 1 hidden states."""
-        return self.probe.weighted_sum.weights().tolist()
-
-    # Test
+    def checkpoints_to_keep(self) -> dict[str, Any]:
+        """Keep the last checkpoint and the best of `select_by`."""
+        return {"min_keys": [self.selected_by] if self.selected_by else []}
 
     def test(self) -> dict[str, dict[str, float]]:
         """Test the selected checkpoint; write the reports and metrics.json.
@@ -352,7 +263,7 @@ class ProbeBrain(sb.Brain):
 
     def _write_report(self, split: str) -> None:
         scores = [scored.score for scored in self.scored]
-        self.judge.write_report(self.folder, split, scores)
+        self.stage_task.write_report(self.folder, split, scores)
 
     def _tested_checkpoint(self) -> Any:
         return self.checkpointer.find_checkpoint(min_key=self.selected_by)
@@ -365,40 +276,36 @@ class ProbeBrain(sb.Brain):
             "encoder": str(h.encoder),
             "random_encoder": h.random_encoder,
             "splits": splits,
-            "valid": _numbers(self._tested_checkpoint()),
-            "epochs": _numbers(last).get("epoch", 0),
-            "updates": _numbers(last).get("update", 0),
+            "valid": _saved_metrics(self._tested_checkpoint()),
+            "epochs": _saved_metrics(last).get("epoch", 0),
+            "updates": _saved_metrics(last).get("update", 0),
             "outputs": len(self.task.outputs),
-            **self._describe_model(),
+            **self.describe_model(),
         }
         write_json(self.folder / "metrics.json", metrics)
-        self._write_model(metrics)
+        self.write_model(metrics)
 
-    def _describe_model(self) -> dict[str, Any]:
+    def describe_model(self) -> dict[str, Any]:
         """Return what metrics.json says of the model."""
-        weights = self.layer_weights()
-        return {
-            "layer_weights": weights,
-            "parameters": {
-                "encoder": count_parameters(self.modules["encoder"]),
-                "head": count_parameters(self.probe.head),
-                "layer_weights": len(weights),
-            },
-        }
+        raise NotImplementedError
 
-    def _write_model(self, metrics: dict[str, Any]) -> None:
-        """Write or draw the model that was tested, on the main process."""
-        layer_weights.draw_layer_weights(
-            metrics["layer_weights"], self.folder, self.task.name
-        )
+    def write_model(self, metrics: dict[str, Any]) -> None:
+        """Write or draw the model that was tested, on the main process.
+
+        Arguments
+        ---------
+        metrics : dict
+            The content of metrics.json.
+        """
+        raise NotImplementedError
 
 
 def _is_training(stage: sb.Stage) -> bool:
     return stage == sb.Stage.TRAIN
 
 
-def _numbers(checkpoint: Any) -> dict[str, float]:
-    """Return the numbers that were saved with a checkpoint."""
+def _saved_metrics(checkpoint: Any) -> dict[str, float]:
+    """Return the metrics that were saved with a checkpoint."""
     return {
         name: value
         for name, value in checkpoint.meta.items()
@@ -419,9 +326,3 @@ def gather(scored: list[Scored]) -> list[Scored]:
         dist.all_gather_object(shares, scored)
         scored = [entry for share in shares for entry in share]
     return sorted(scored, key=lambda entry: entry.id)
-
-
-def schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schedules that are not constant, by key."""
-    names = ("head_schedule", "weights_schedule")
-    return {name: hparams[name] for name in names if hparams[name]}

@@ -1,0 +1,276 @@
+"""The Brain under every training: a run that stops, resumes and says so.
+
+Its only position is the number of updates; batches, masks, noise and dropout
+are functions of it, so that a resumed run makes the updates of an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import speechbrain as sb
+import torch
+import torch.distributed as dist
+import yaml
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.logger import get_logger
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from summarymixing.errors import UserError
+from summarymixing.run import processes
+from summarymixing.run.records import RunLog
+
+# SpeechBrain's logger: the ranks above 0 stay silent.
+logger = get_logger(__name__)
+
+
+@register_checkpoint_hooks
+class Progress:
+    """What a run has used so far; it is part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.gpu_seconds = 0.0
+        self.audio_seconds = 0.0
+        self.skipped_updates = 0
+
+    @mark_as_saver
+    def save(self, path: Path) -> None:
+        """Write as YAML."""
+        Path(path).write_text(yaml.safe_dump(vars(self)), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path: Path, end_of_epoch: bool) -> None:
+        """Read what `save` wrote."""
+        del end_of_epoch
+        vars(self).update(yaml.safe_load(Path(path).read_text("utf-8")))
+
+
+class ResumableBrain(sb.Brain):
+    """SpeechBrain's loop with what pre-training, probes and fine-tuning share.
+
+    A training overrides what it does differently: `init_optimizers`,
+    `set_learning_rates`, the forward pass, `describe_batches`.
+
+    Arguments
+    ---------
+    **kwargs : Any
+        Arguments of SpeechBrain's Brain. `modules` holds what learns under
+        the name `LEARNER`; `hparams` has `output_folder`, `seed`,
+        `max_gradient_norm`, `patience_nonfinite` and, if wanted,
+        `train_logger`; `checkpointer` is an `AtomicCheckpointer`.
+    """
+
+    LEARNER: ClassVar[str] = "model"
+    # Why a run cannot go on with other batches; None where it can.
+    BATCHES_ARE_FIXED: ClassVar[str | None] = None
+
+    optimizer_step: int  # SpeechBrain's name for the updates done
+    step: int  # micro-batches done since `fit` began its epoch
+    avg_train_loss: float
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model = self.modules[self.LEARNER]  # without DDP around it
+        self.rank = processes.rank()
+        self.world_size = processes.world_size()
+        self.folder = Path(self.hparams.output_folder)
+        self.gradient_norm = 0.0  # of the last update
+        self.nonfinite_updates = 0  # in a row
+        self.progress = Progress()
+        self.checkpointer.add_recoverable(
+            "progress", self.progress, optional_load=True
+        )
+
+    def on_fit_start(self) -> None:
+        """Compile, wrap, make the optimisers, resume, open the log."""
+        super().on_fit_start()
+        if self.optimizer_step:
+            logger.info("going on from update %d", self.optimizer_step)
+            self._compare_batches()
+        self.run_log = RunLog(
+            self.folder,
+            resumed_at=self.optimizer_step,
+            loggers=getattr(self.hparams, "train_logger", None),
+        )
+
+    def describe_batches(self) -> Mapping[str, float]:
+        """Return what the batches depend on beside seed and update."""
+        raise NotImplementedError
+
+    def _compare_batches(self) -> None:
+        """Warn of other batches than before, or refuse them."""
+        last = self.checkpointer.find_checkpoint()
+        saved = last.meta.get("batches", {})
+        changes = ", ".join(
+            f"{name} was {saved[name]:g} and is {value:g}"
+            for name, value in self.describe_batches().items()
+            if saved.get(name, value) != value
+        )
+        if changes and self.BATCHES_ARE_FIXED:
+            raise UserError(
+                f"{last.path} was saved with other batches: {changes}. "
+                f"{self.BATCHES_ARE_FIXED} Give the earlier settings to go "
+                "on, or another --output_folder."
+            )
+        if changes:
+            logger.warning(
+                "the batches differ from here on: %s. The run is not "
+                "identical to an uninterrupted one.",
+                changes,
+            )
+
+    def _wrap_distributed(self) -> None:
+        """Wrap what learns, once.
+
+        Unlike SpeechBrain: batch norm is synchronised on GPUs alone, where
+        that exists; running statistics need no broadcast at each forward,
+        since evaluation takes those of rank 0; gradients live in the buckets
+        and need no copy.
+        """
+        if not dist.is_initialized():
+            return
+        on_gpu = self.device_type == "cuda"
+        if on_gpu:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.modules[self.LEARNER] = DistributedDataParallel(
+            self.model,
+            device_ids=[self.device] if on_gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def position(self) -> tuple[int, int]:
+        """Return the updates done, and the batches of the one under way."""
+        return self.optimizer_step, self.step % self.grad_accumulation_factor
+
+    # An update
+
+    def set_learning_rates(self, update: int) -> None:
+        """Set the learning rates of an update, the first of which is 1."""
+
+    def normalise_gradients(self) -> None:
+        """Change the gradients of an update before they are clipped."""
+
+    def parameters_to_clip(self) -> Iterable[Iterable[nn.Parameter]]:
+        """Return the groups of parameters whose norms are limited."""
+        return [self.model.parameters()]
+
+    def check_loss_isfinite(self, loss: Tensor) -> None:
+        """Leave the check to `optimizers_step`.
+
+        SpeechBrain reads the loss of each batch, for which a GPU must stop,
+        and counts on each process for itself.
+        """
+
+    def optimizers_step(self) -> None:
+        """Clip the gradients and apply them, or leave the update out.
+
+        SpeechBrain clips only the first group of an optimiser, and looks for
+        NaN after clipping has spread it.
+        """
+        update = self.optimizer_step + 1
+        self.set_learning_rates(update)
+        for optimizer in self.optimizers_dict.values():
+            self.scaler.unscale_(optimizer)
+        self.normalise_gradients()
+        norms = [
+            nn.utils.clip_grad_norm_(group, self.hparams.max_gradient_norm)
+            for group in self.parameters_to_clip()
+        ]
+        self.gradient_norm = math.hypot(*torch.stack(norms).tolist())
+        self._apply_or_skip()
+        for optimizer in self.optimizers_dict.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step = update
+
+    def _apply_or_skip(self) -> None:
+        """Step, or leave an update with NaN or infinite gradients out.
+
+        The norm is that of reduced gradients: all processes decide alike.
+        """
+        finite = math.isfinite(self.gradient_norm)
+        if finite or self.scaler.is_enabled():
+            for optimizer in self.optimizers_dict.values():
+                self.scaler.step(optimizer)  # fp16: skips by itself
+            self.scaler.update()
+        if finite:
+            self.nonfinite_updates = 0
+            return
+        self.progress.skipped_updates += 1
+        self.nonfinite_updates += 1
+        logger.warning(
+            "update %d left out: its gradients are not finite (%d in a row)",
+            self.optimizer_step + 1,
+            self.nonfinite_updates,
+        )
+        if self.nonfinite_updates > self.hparams.patience_nonfinite:
+            raise UserError(
+                f"the gradients of {self.nonfinite_updates} updates in a row "
+                f"were NaN or infinite, the last one update "
+                f"{self.optimizer_step + 1}. The last checkpoint is sound; "
+                f"start again with a lower --learning_rate or with "
+                f"--precision=fp32."
+            )
+
+    # Checkpoints
+
+    def checkpoints_to_keep(self) -> dict[str, Any]:
+        """Return `num_to_keep` or `min_keys`, as SpeechBrain takes them."""
+        raise NotImplementedError
+
+    def save_checkpoint(self, metrics: dict[str, Any]) -> None:
+        """Write a checkpoint of this update; every process calls it.
+
+        Arguments
+        ---------
+        metrics : dict
+            Numbers that belong to this update, such as its validation.
+        """
+        self.step = 0  # what follows begins with a first micro-batch
+        self.avg_train_loss = 0.0
+        self.checkpointer.save_and_keep_only(
+            meta={
+                "update": self.optimizer_step,
+                "batches": dict(self.describe_batches()),
+                **metrics,
+            },
+            **self.checkpoints_to_keep(),
+        )
+
+
+def make_optimizer(
+    factory: Any, groups: list[dict[str, Any]], on_gpu: bool
+) -> torch.optim.Optimizer:
+    """Make the optimiser that a YAML file names.
+
+    Arguments
+    ---------
+    factory : callable
+        Called with the groups, for example `!name:torch.optim.AdamW`.
+    groups : list of dict
+        Groups of parameters, as torch takes them.
+    on_gpu : bool
+        Asks for torch's fused kernels where the optimiser has them.
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        With a learning rate of 0, until an update sets it.
+    """
+    has_fused = "fused" in inspect.signature(factory).parameters
+    optimizer: torch.optim.Optimizer = factory(
+        groups, **({"fused": on_gpu} if has_fused else {})
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
