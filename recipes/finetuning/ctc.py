@@ -1,4 +1,4 @@
-"""Full fine-tuning for speech recognition: encoder and CTC head both learn.
+r"""Full fine-tuning for speech recognition: encoder and CTC head both learn.
 
 torchrun --nproc_per_node=1 recipes/finetuning/ctc.py \
     hparams/finetuning/librispeech100.yaml --encoder=results/my_run/encoder \

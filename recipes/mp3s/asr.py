@@ -1,4 +1,4 @@
-"""MP3S speech recognition: a CTC head on a frozen encoder.
+r"""MP3S speech recognition: a CTC head on a frozen encoder.
 
 torchrun --nproc_per_node=1 recipes/mp3s/asr.py \
     hparams/mp3s/librispeech_lstm.yaml --encoder=results/my_run/encoder \

@@ -1,4 +1,4 @@
-"""MP3S classification on a frozen encoder: SLURP and IEMOCAP.
+r"""MP3S classification on a frozen encoder: SLURP and IEMOCAP.
 
 torchrun --nproc_per_node=1 recipes/mp3s/classification.py \
     hparams/mp3s/slurp_lstm.yaml --encoder=results/my_run/encoder \

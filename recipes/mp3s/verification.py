@@ -1,4 +1,4 @@
-"""MP3S verification on a frozen encoder: VoxCeleb1 speaker verification.
+r"""MP3S verification on a frozen encoder: VoxCeleb1 speaker verification.
 
 torchrun --nproc_per_node=1 recipes/mp3s/verification.py \
     hparams/mp3s/voxceleb1_ecapa.yaml --encoder=results/my_run/encoder \

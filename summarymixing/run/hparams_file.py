@@ -1,6 +1,6 @@
-"""Recipe files: inheritance, overrides and checks before anything is built.
+"""Files of hyper-parameters: inheritance, overrides, checks before building.
 
-A recipe file may begin with ``base: ../shared/pretraining.yaml``; its other
+A file may begin with ``base: ../shared/pretraining.yaml``; its other
 keys then override that file, and the command line overrides both. See
 `yaml_trees` for the rules.
 """
@@ -23,8 +23,8 @@ import summarymixing
 from summarymixing.errors import UserError
 from summarymixing.run.yaml_trees import (
     COMMAND_LINE,
-    forget_includes,
-    inline_includes,
+    RootKey,
+    flatten,
     merge,
     one_line,
     parse,
@@ -38,7 +38,7 @@ HPARAMS_FOLDER = Path(summarymixing.__path__[0]).resolve().parent / "hparams"
 
 @dataclass
 class HparamsFile:
-    r"""A recipe YAML joined with everything it inherits and includes.
+    r"""A YAML file of hyper-parameters, joined with everything it inherits.
 
     Arguments
     ---------
@@ -46,30 +46,28 @@ class HparamsFile:
         The file that the user named.
     tree : CommentedMap
         All keys, as one ruamel.yaml tree: tags and references unresolved.
-    comments : dict of str to str
-        The comment that stands beside a root key.
+    keys : dict of str to RootKey
+        The file that gives each root key its value, and its comment.
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "recipe.yaml"
     >>> _ = path.write_text("width: 8   # of a layer\ndouble: !ref <width> * 2")
-    >>> recipe = HparamsFile.read(path)
-    >>> recipe.override({"width": 5})
-    >>> recipe.build()
+    >>> file = HparamsFile.read(path)
+    >>> file.override({"width": 5})
+    >>> file.build()
     {'width': 5, 'double': 10}
     """
 
     path: Path
     tree: CommentedMap
-    comments: dict[str, str]
+    keys: dict[str, RootKey]
 
     @classmethod
     def read(cls, path: Path) -> HparamsFile:
-        """Read a recipe with its bases and includes; UserError if wrong."""
-        path = find_recipe_file(path)
-        tree, comments = read_tree(path, ())
-        forget_includes(tree)
-        return cls(path, tree, comments)
+        """Read a file with its bases; UserError if something is wrong."""
+        path = find_hparams_file(path)
+        return cls(path, *read_tree(path))
 
     def override(self, overrides: str | Mapping[str, Any]) -> None:
         """Replace values, as ``--key=value`` does; UserError on unknown keys.
@@ -81,9 +79,24 @@ class HparamsFile:
         """
         if isinstance(overrides, str):
             overrides = parse(overrides, COMMAND_LINE)
-        tree = inline_includes(CommentedMap(overrides), Path.cwd() / "-", ())
-        merge(self.tree, tree, f"{COMMAND_LINE} for {self.path}")
-        forget_includes(self.tree)
+        source = f"{COMMAND_LINE} for {self.path}"
+        merge(self.tree, CommentedMap(overrides), source)
+
+    def changes_since(self, earlier: str) -> list[str]:
+        """Return which values differ from an earlier `as_text`.
+
+        Returns
+        -------
+        list of str
+            As in ``learning_rate: 0.001 -> 0.0005``.
+        """
+        old = dict(flatten(parse(earlier, "hyperparams.yaml")))
+        new = dict(flatten(self.tree))
+        return [
+            f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
 
     def as_text(self) -> str:
         """Return one self-contained YAML file that repeats this recipe."""
@@ -107,12 +120,28 @@ class HparamsFile:
         return round_trip_yaml().load(self._resolved_text()).get(key)
 
     def describe(self) -> str:
-        """Return the root keys, their values and comments, one in a line."""
-        shown = {key: one_line(node) for key, node in self.tree.items()}
-        width = min(40, max(len(f"{k}={v}") for k, v in shown.items()))
+        """Return the root keys, with value and comment, below their files.
+
+        Objects that are made of other keys are named only.
+        """
+        lines: dict[Path, list[str]] = {}
+        objects: dict[Path, list[str]] = {}
+        for key, (file, comment) in self.keys.items():
+            value = one_line(self.tree[key])
+            if value.startswith(("!new:", "!apply:")):
+                objects.setdefault(file, []).append(key)
+            else:
+                line = f"  --{f'{key}={value}':<38}  {comment}"
+                lines.setdefault(file, []).append(line.rstrip())
+        for file, keys in objects.items():
+            shown = ", ".join(key for key in keys if not key.startswith("_"))
+            if shown:
+                lines.setdefault(file, []).append(f"  objects: {shown}")
+        bases_first = sorted(lines, key=self.path.resolve().__eq__)
         return "\n".join(
-            f"  --{f'{key}={value}':<{width}}  {self.comments.get(key, '')}"
-            for key, value in shown.items()
+            line
+            for file in bases_first
+            for line in (f"{_short(file)}:", *lines[file])
         )
 
     def build(self) -> dict[str, Any]:
@@ -153,8 +182,14 @@ class HparamsFile:
             raise UserError(f"{self.path}: {_message(error)}") from error
 
     def _explain_placeholder(self, key: str) -> str:
-        comment = self.comments.get(key)
+        comment = self.keys[key].comment if key in self.keys else ""
         return f"--{key}=..." + (f" ({comment})" if comment else "")
+
+
+def _short(file: Path) -> str:
+    """Return a path as users type it where it lies below `hparams`."""
+    root = HPARAMS_FOLDER.parent
+    return str(file.relative_to(root) if root in file.parents else file)
 
 
 def load_hparams(
@@ -240,7 +275,7 @@ def check_choices(
             )
 
 
-def find_recipe_file(path: Path) -> Path:
+def find_hparams_file(path: Path) -> Path:
     """Return an existing file, or raise a UserError that lists those there.
 
     Arguments

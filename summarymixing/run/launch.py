@@ -46,20 +46,68 @@ LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
 UNUSED_OPTIONS = ("distributed_backend", "log_config")
 # SpeechBrain would take these past the recipe, which counts updates by its own
 # keys, and saves where a run can go on: after an update.
-OWN_KEYS = {
-    "auto_mix_prec": "precision",
-    "bfloat16_mix_prec": "precision",
-    "eval_precision": "precision",
-    "grad_accumulation_factor": "accumulation",
-    "max_grad_norm": "max_gradient_norm",
-    "ckpt_interval_minutes": "checkpoint_every_updates",
-    "ckpt_interval_steps": "checkpoint_every_updates",
-    "remove_vector_weight_decay": "weight_decay",
+REPLACED_OPTIONS = {
+    "auto_mix_prec",
+    "bfloat16_mix_prec",
+    "eval_precision",
+    "grad_accumulation_factor",
+    "max_grad_norm",
+    "ckpt_interval_minutes",
+    "ckpt_interval_steps",
+    "remove_vector_weight_decay",
+    "nonfinite_patience",
+    "skip_nonfinite_grads",
 }
-RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(UNUSED_OPTIONS, OWN_KEYS)
+# Our keys, and what SpeechBrain, fairseq and HuggingFace call them. The first
+# key that a recipe has takes the place of the word.
+SYNONYMS = {
+    "learning_rate": "lr lr_adam lr_initial max_lr peak_lr",
+    "weights_learning_rate": "lr_weights",
+    "encoder_learning_rate": "lr_wav2vec lr_ssl lr_encoder",
+    "max_updates": "max_update max_steps "
+    "number_of_epochs num_train_epochs max_epoch epochs number_of_steps",
+    "number_of_epochs": "num_train_epochs max_epoch epochs max_steps "
+    "max_update",
+    "warmup_updates": "warmup warmup_steps n_warmup_steps num_warmup_steps "
+    "warmup_ratio",
+    "manifests": "data_folder data_dir data_root data dataset data_path "
+    "corpus train_csv valid_csv test_csv train_manifest csv_folder "
+    "manifest_dir train_file validation_file dataset_name",
+    "output_folder": "save_folder save_dir output_dir checkpoint_dir "
+    "checkpoints_folder results_folder exp_dir restore_file",
+    "encoder": "ssl_hub wav2vec2_hub wav2vec2_folder ssl_folder encoder_path "
+    "pretrained_path model_name_or_path encoder_checkpoint w2v_path ssl_model",
+    "max_batch_seconds": "max_batch_length max_batch_len max_tokens "
+    "batch_size per_device_train_batch_size dynamic_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "accumulation": "grad_accumulation_factor gradient_accumulation "
+    "gradient_accumulation_steps update_freq accum_grad",
+    "precision": "auto_mix_prec bfloat16_mix_prec eval_precision fp16 bf16 "
+    "mixed_precision amp",
+    "max_gradient_norm": "max_grad_norm clip_norm grad_clip clip_grad_norm",
+    "patience_nonfinite": "nonfinite_patience skip_nonfinite_grads",
+    "checkpoint_every_updates": "ckpt_interval_minutes ckpt_interval_steps "
+    "save_interval_updates save_steps checkpoint_interval eval_steps",
+    "log_every_updates": "log_interval logging_steps",
+    "weight_decay": "remove_vector_weight_decay",
+    "num_workers": "dataloader_num_workers",
+    "mask_probability": "mask_prob mask_time_prob",
+    "time_mask_ratio": "mask_prob mask_time_prob",
+    "diversity_weight": "diversity_loss_weight",
+    "num_negatives": "n_negatives",
+    "front_end_gradient": "feature_grad_mult",
+    "d_model": "embedding_dim encoder_embed_dim hidden_size",
+    "num_layers": "num_encoder_layers encoder_layers num_hidden_layers",
+    "num_heads": "nhead encoder_attention_heads num_attention_heads",
+    "schedule": "lr_scheduler lr_scheduler_type scheduler",
+    "optimizer": "opt opt_class optim",
+}
+RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(
+    UNUSED_OPTIONS, REPLACED_OPTIONS
+)
 FLAGS = tuple(k for k in HELP_TEXTS if RunOptions().as_dict()[k] is False)
 
-_board = processes.FailureBoard()
+_errors = processes.ErrorDeduplicator()
 
 Main = Callable[[dict[str, Any], RunOptions], None]
 
@@ -86,16 +134,16 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     try:
         _run(main, argv)
     except UserError as error:
-        if _board.claim(str(error)):
+        if _errors.may_print(str(error)):
             print(f"error: {processes.rank_prefix()}{error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
-        if _board.claim("interrupted"):
+        if _errors.may_print("interrupted"):
             print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except RuntimeError:
         # A collective fails on every rank when one of them is gone.
-        if not _board.peer_failed():
+        if not _errors.peer_failed():
             raise
         sys.exit(USER_ERROR_STATUS)
 
@@ -106,7 +154,7 @@ def _run(main: Main, argv: Sequence[str]) -> None:
         _print_help(file)
         return
     if file is None:
-        raise UserError(f"which recipe? {_usage()}")
+        raise UserError(f"which file of hyper-parameters? {_usage()}")
     recipe = HparamsFile.read(Path(file))
     run_opts = _apply(arguments, recipe)
     processes.check_precision(
@@ -200,17 +248,22 @@ def _apply(arguments: dict[str, list[str]], recipe: HparamsFile) -> RunOptions:
         elif key in RUN_OPTIONS:
             options[key] = values
         else:
-            own_key = OWN_KEYS.get(key)
             raise UserError(
                 f"--{key} is not a key of {recipe.path}; "
-                + (
-                    f"--{own_key} takes its place"
-                    if own_key in recipe.tree
-                    else nearest(key, [*recipe.tree, *sorted(RUN_OPTIONS)])
-                )
+                + _key_in_its_place(key, recipe)
             )
     recipe.override(overrides)
     return _run_options(options, recipe.path)
+
+
+def _key_in_its_place(key: str, recipe: HparamsFile) -> str:
+    """Return which key to give instead of one that a recipe lacks."""
+    for own_key, words in SYNONYMS.items():
+        if own_key in recipe.tree and key in words.split():
+            place = recipe.keys.get(own_key)
+            meaning = f" ({place.comment})" if place and place.comment else ""
+            return f"--{own_key} takes its place{meaning}"
+    return nearest(key, [*recipe.tree, *sorted(RUN_OPTIONS)])
 
 
 def _recipe_value(key: str, values: list[str], recipe: HparamsFile) -> Any:
@@ -263,5 +316,6 @@ def _print_help(file: str | None) -> None:
         print("Give a FILE.yaml to see its keys.")
     else:
         recipe = HparamsFile.read(Path(file))
-        print(f"Keys of {recipe.path}:\n{recipe.describe()}")
+        print(f"Keys of {recipe.path}, by the file that gives the value\n")
+        print(recipe.describe())
     print(f"\nSpeechBrain's run options: {', '.join(sorted(RUN_OPTIONS))}")

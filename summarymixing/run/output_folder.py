@@ -144,14 +144,21 @@ def _open_folder(
     (folder / STOPPED_NAME).unlink(missing_ok=True)
     script = Path(sys.argv[0])
     command = shlex.join([str(script), *argv])
-    kept = _keep_earlier(folder / "hyperparams.yaml", recipe.as_text())
-    (folder / "hyperparams.yaml").write_text(
+    settings = folder / "hyperparams.yaml"
+    changes: list[str] = []
+    # Also torn by a kill, or by hand: it is kept aside.
+    with contextlib.suppress(FileNotFoundError, UserError):
+        changes = recipe.changes_since(settings.read_text("utf-8"))
+    kept = _keep_earlier(settings, recipe.as_text())
+    settings.write_text(
         f"# Written on {datetime.date.today()} by:\n# {command}\n"
         "# Repeats that run when given to the same script.\n"
         f"# yamllint disable\n{recipe.as_text()}",
         encoding="utf-8",
     )
-    (folder / "env.log").write_text(_environment(), encoding="utf-8")
+    environment = _environment()
+    _keep_earlier(folder / "env.log", environment)
+    (folder / "env.log").write_text(environment, encoding="utf-8")
     if script.is_file():
         shutil.copy(script, folder)
     log_file = {"file_handler": {"filename": str(folder / "log.txt")}}
@@ -160,15 +167,20 @@ def _open_folder(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     sys.excepthook = _log_exception
     logger.info("%s", command)
+    if changes:
+        logger.warning(
+            "settings differ from those of the earlier run in this folder: %s",
+            "; ".join(changes),
+        )
     if kept is not None:
         stack.enter_context(_put_back_if_refused(folder, kept))
 
 
 @contextlib.contextmanager
 def _put_back_if_refused(folder: Path, kept: Path) -> Iterator[None]:
-    """Let hyperparams.yaml tell again what saved the checkpoints.
+    """Restore the earlier hyperparams.yaml where this run is refused.
 
-    Unless this run has begun to train: then it is about this one.
+    Not where it has begun to train: its checkpoints are then about this one.
     """
     log_time = _log_time(folder)
     try:
@@ -192,7 +204,7 @@ def _keep_earlier(path: Path, new_text: str) -> Path | None:
     """
     if path.is_file() and not path.read_text("utf-8").endswith(new_text):
         number = 1
-        while (kept := path.with_suffix(f".{number}.yaml")).exists():
+        while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
             number += 1
         path.rename(kept)
         return kept

@@ -1,4 +1,4 @@
-"""The processes of a run: ranks, the output folder's lock, requests to stop."""
+"""The processes of a run: ranks, devices, and failures told once."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def choose_device(requested: str | None) -> str:
         torch.device(requested)
     except RuntimeError as error:
         raise UserError(
-            f"--device={requested} is no device; give cpu, cuda or "
+            f"--device={requested} is not a device; give cpu, cuda or "
             "cuda:INDEX, or leave it out"
         ) from error
     if not requested.startswith("cuda"):
@@ -183,16 +183,16 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     return result
 
 
-class FailureBoard:
+class ErrorDeduplicator:
     """Lets ranks that fail for the same reason report it once.
 
     Works without collectives, since ranks that fail cannot be relied upon to
     meet: messages are counted in the store through which the ranks met.
     """
 
-    KEY = "summarymixing/failures"
+    KEY = "summarymixing/errors"
 
-    def claim(self, message: str) -> bool:
+    def may_print(self, message: str) -> bool:
         """Return whether this rank is the one to print a message.
 
         Arguments

@@ -1,9 +1,8 @@
-"""Trees of recipe files: reading, joining and checking, before any object.
+"""Trees of YAML files: reading, joining and checking, before any object.
 
-All files of a recipe are joined to one tree before HyperPyYAML builds the
-objects, because HyperPyYAML itself accepts misspelt keys inside an
-``!include:`` and, where an override carries a tag of its own, keeps the old
-tag with the new arguments.
+A file is joined to its bases before HyperPyYAML builds the objects, because
+HyperPyYAML itself accepts misspelt keys inside an ``!include:`` and, where an
+override carries a tag of its own, keeps the old tag with the new arguments.
 
 Rules of an override:
 
@@ -22,7 +21,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
@@ -32,6 +31,7 @@ from summarymixing.errors import UserError
 
 INCLUDE = "!include:"
 COMMAND_LINE = "command line"
+OUTPUT_FOLDER = "output_folder"
 # "key: value   # comment", for keys at the root of a file
 ROOT_KEY_WITH_COMMENT = re.compile(
     r"^(\w+):.*?[ \t]#[ \t]*(.*?)[ \t]*$", re.MULTILINE
@@ -41,29 +41,60 @@ NAMED_NUMBERS = frozenset({"all"})
 REFERENCE = re.compile(r"<([^>\[.]+)([^>]*)>")
 
 
+class RootKey(NamedTuple):
+    """What a file says beside the value of a root key."""
+
+    file: Path  # the last one that gives the value
+    comment: str  # behind the value, without its sign
+
+
 def read_tree(
-    path: Path, readers: tuple[Path, ...]
-) -> tuple[CommentedMap, dict[str, str]]:
-    """Read one file, joined to its base; `readers` are the files above it."""
+    path: Path, readers: tuple[Path, ...] = ()
+) -> tuple[CommentedMap, dict[str, RootKey]]:
+    """Read one file, joined to its base.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    readers : tuple of Path
+        The files that have it as their base, directly or not.
+
+    Returns
+    -------
+    CommentedMap
+        All keys.
+    dict
+        Where each root key comes from. UserError for files that do not
+        exist, are not YAML, or override what is not there.
+    """
     path = path.resolve()
     if path in readers:
         circle = " -> ".join(str(file) for file in (*readers, path))
-        raise UserError(f"files that include each other: {circle}")
+        raise UserError(f"files that are each other's base: {circle}")
     if not path.is_file():
         raise UserError(f"{readers[-1]} names {path}, which does not exist")
     text = path.read_text(encoding="utf-8")
+    if INCLUDE in text:
+        raise UserError(
+            f"{path}: {INCLUDE} is not supported, since misspelt keys inside "
+            "it would pass. Begin the file with 'base: OTHER.yaml' and state "
+            "only what differs."
+        )
     tree = parse(text, path)
-    comments = dict(ROOT_KEY_WITH_COMMENT.findall(text))
     base = tree.pop("base", None)
-    tree = inline_includes(tree, path, readers)
+    comments = dict(ROOT_KEY_WITH_COMMENT.findall(text))
     if base is None:
-        return tree, comments
-    joined, base_comments = read_tree(path.parent / str(base), (*readers, path))
+        return tree, {k: RootKey(path, comments.get(k, "")) for k in tree}
+    joined, keys = read_tree(path.parent / str(base), (*readers, path))
+    for key in tree:
+        inherited = keys[key].comment if key in keys else ""
+        keys[key] = RootKey(path, comments.get(key, inherited))
     referred_to = {name for name, _ in REFERENCE.findall(text)}
     for key in [k for k in tree if k not in joined and k in referred_to]:
         joined[key] = tree.pop(key)
     merge(joined, tree, str(path))
-    return joined, {**base_comments, **comments}
+    return joined, keys
 
 
 def round_trip_yaml() -> ruamel.yaml.YAML:
@@ -86,40 +117,6 @@ def parse(text: str, source: Path | str) -> CommentedMap:
     return tree
 
 
-def inline_includes(
-    node: Any,
-    path: Path,
-    readers: tuple[Path, ...],
-    place: tuple[str | int, ...] = (),
-) -> Any:
-    """Return a node with each ``!include:`` replaced by the file's tree.
-
-    The file's references are rewritten to its new place. Its tag stays on the
-    tree until `forget_includes`, so that `merge` sees a tagged value.
-    """
-    for key, child in _children(node):
-        node[key] = inline_includes(child, path, readers, (*place, key))
-    tag = _tag(node)
-    if not tag.startswith(INCLUDE):
-        return node
-    if any(isinstance(key, int) for key in place):
-        raise UserError(f"{path}: an {INCLUDE} in a list; give it a key")
-    included, _ = read_tree(path.parent / tag[len(INCLUDE) :], (*readers, path))
-    _move_references(included, place)
-    if isinstance(node, CommentedMap):
-        merge(included, node, str(path), place)
-    included.yaml_set_ctag(ruamel.yaml.Tag(suffix=tag))
-    return included
-
-
-def _move_references(tree: CommentedMap, place: tuple[str | int, ...]) -> None:
-    """Rewrite ``<a[b]>`` to ``<place[a][b]>`` in a file that was included."""
-    prefix = str(place[0]) + "".join(f"[{key}]" for key in place[1:])
-    for node in _distinct_nodes(tree, set()):
-        if _tag(node) in ("!ref", "!copy"):
-            node.value = REFERENCE.sub(rf"<{prefix}[\1]\2>", str(node.value))
-
-
 def merge(
     target: CommentedMap,
     overrides: CommentedMap,
@@ -137,7 +134,7 @@ def merge(
         old = target[key]
         if misfit := _misfit(old, new):
             raise UserError(
-                f"{_where(source, overrides, key)}: '{name}' is {misfit}"
+                f"{_where(source, overrides, key)}: '{name}' {misfit}"
             )
         merged = old and isinstance(old, CommentedMap) and not _tag(new)
         if merged and new is not None:
@@ -152,13 +149,13 @@ def _misfit(old: Any, new: Any) -> str | None:
         return None
     if isinstance(old, CommentedMap) != isinstance(new, CommentedMap):
         return (
-            f"{one_line(old)}, so {one_line(new)} cannot replace it; "
+            f"is {one_line(old)}, so {one_line(new)} cannot replace it; "
             "a mapping overrides a mapping, a value overrides a value"
         )
     kind = _kind(old) if isinstance(new, str) else None
     if kind is None or new in NAMED_NUMBERS:
         return None
-    return f"{kind}, such as {one_line(old)}, and {one_line(new)!r} is none"
+    return f"must be {kind} (it is {one_line(old)}), not {one_line(new)!r}"
 
 
 def _kind(old: Any) -> str | None:
@@ -171,8 +168,13 @@ def _kind(old: Any) -> str | None:
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:
-    """Return a hint for a misspelt key: the nearest one, or all of them."""
+    """Return a hint for a misspelt key: the nearest one, or all of them.
+
+    A folder that is written to is proposed to nobody who did not mean one.
+    """
     names = [str(name) for name in valid]
+    if not key.startswith(("out", "-out")):
+        names = [name for name in names if name != OUTPUT_FOLDER]
     matches = difflib.get_close_matches(key, names, n=1)
     if matches:
         return f"did you mean '{matches[0]}'?"
@@ -197,23 +199,6 @@ def placeholders(node: Any, place: str = "") -> Iterator[str]:
         yield from placeholders(child, f"{place}.{key}" if place else str(key))
 
 
-def forget_includes(tree: CommentedMap) -> None:
-    """Remove the tags of included files, whose content is in the tree now."""
-    for node in _distinct_nodes(tree, set()):
-        if _tag(node).startswith(INCLUDE):
-            node.yaml_set_ctag(ruamel.yaml.Tag(suffix=None))
-
-
-def _distinct_nodes(node: Any, seen: set[int]) -> Iterator[Any]:
-    """Yield a node and all below it, each once though aliases repeat it."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    yield node
-    for _, child in _children(node):
-        yield from _distinct_nodes(child, seen)
-
-
 def _children(node: Any) -> list[tuple[Any, Any]]:
     if isinstance(node, dict):
         return list(node.items())
@@ -236,3 +221,14 @@ def one_line(node: Any) -> str:
     if isinstance(node, dict) and (tag or node):
         return f"{tag} {{...}}".strip()
     return "null" if node is None else str(copy.copy(node))
+
+
+def flatten(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted names and values as a user would type them."""
+    if isinstance(node, dict) and node:
+        if tag := _tag(node):
+            yield place, tag
+        for key, child in node.items():
+            yield from flatten(child, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, one_line(node)

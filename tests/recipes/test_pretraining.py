@@ -110,6 +110,52 @@ def test_compiled_run(pretraining_manifests, tmp_path, monkeypatch):
     assert read_log(tmp_path)[-1]["loss"] < 10
 
 
+def test_optimiser_schedule_and_logger_are_objects(
+    pretraining_manifests, tmp_path
+):
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        pretraining_manifests,
+        tmp_path,
+        "--optimizer=!name:torch.optim.SGD {momentum: 0.9}",
+        "--schedule=!name:summarymixing.training.schedules.noam",
+        "--train_logger=!new:speechbrain.utils.train_logger.FileTrainLogger "
+        f"{{save_file: {tmp_path / 'stats.txt'}}}",
+    )
+    logged = (tmp_path / "stats.txt").read_text().splitlines()
+    assert len(logged) == 3  # two updates and a validation
+    assert logged[0].startswith("epoch: 1 - train loss: ")
+    assert logged[2].startswith("epoch: 2 - valid loss: ")
+
+
+def test_logged_loss_is_the_sum_of_its_terms(pretraining_manifests, tmp_path):
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        pretraining_manifests,
+        tmp_path,
+        "--diversity_weight=2.0",
+    )
+    for entry in read_log(tmp_path):
+        # One batch an entry: the diversity of the window is that of the loss.
+        assert entry["loss"] == pytest.approx(
+            entry["contrastive_loss"] + 2 * entry["diversity_loss"], rel=1e-5
+        )
+
+
+def test_changed_settings_are_told_on_resume(pretraining_manifests, tmp_path):
+    file = ROOT / "hparams/pretraining/tiny.yaml"
+    train(file, pretraining_manifests, tmp_path)
+    train(
+        file,
+        pretraining_manifests,
+        tmp_path,
+        "--max_updates=3",
+        "--mask_probability=0.5",
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert "max_updates: 2 -> 3; mask_probability: 0.65 -> 0.5" in log
+
+
 def test_hours_count_to_the_last_update(pretraining_manifests, tmp_path):
     hours = []
     for output, stops in (("straight", [3]), ("resumed", [2, 3])):

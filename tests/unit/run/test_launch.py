@@ -94,7 +94,7 @@ def test_arguments_override_the_recipe(recipe, words, key, value):
         (["--debug"], "debug", True),
         (["--debug=True"], "debug", True),
         (["--debug", "True"], "debug", True),
-        (["--nonfinite_patience", "2"], "nonfinite_patience", 2),
+        (["--profile_steps", "2"], "profile_steps", 2),
         (
             ["--compile_module_keys", "a", "b"],
             "compile_module_keys",
@@ -121,12 +121,12 @@ def test_flag_may_be_switched_off(recipe):
         (["--comp"], "--comp is not a key"),
         (["--noprogress"], "did you mean 'noprogressbar'"),
         (["--seed"], "--seed needs a value"),
-        (["--seed=two"], "'seed' is a number, such as 1, and 'two' is none"),
-        (["--seed=1x"], "'seed' is a number"),
-        (["--fast=maybe"], "'fast' is True or False"),
-        (["--device=gpu"], "--device=gpu is no device"),
+        (["--seed=two"], "'seed' must be a number (it is 1), not 'two'"),
+        (["--seed=1x"], "'seed' must be a number"),
+        (["--fast=maybe"], "'fast' must be True or False"),
+        (["--device=gpu"], "--device=gpu is not a device"),
         (["--precision=fp16", "--device=cpu"], "fp16 needs a GPU"),
-        (["--nonfinite_patience=much"], "nonfinite_patience"),
+        (["--profile_steps=much"], "profile_steps"),
         (["--optimizer_step_limit=few"], "must be a number"),
         (["--debug=maybe"], "debug"),
         (["--seed=1", "2"], "'2' has no place"),
@@ -342,15 +342,61 @@ def test_refused_run_leaves_the_settings_of_the_one_before(
     assert (folder / "hyperparams.1.yaml").exists() == has_begun
 
 
-@pytest.mark.parametrize("key", launch.OWN_KEYS)
+@pytest.mark.parametrize("key", sorted(launch.REPLACED_OPTIONS))
 def test_options_past_the_recipe_are_refused(recipe, capsys, key):
-    recipe_text = recipe.read_text()
-    recipe.write_text(f"{recipe_text}accumulation: 1\n")
+    added = ("accumulation", "weight_decay")
+    recipe.write_text(recipe.read_text() + "".join(f"{k}: 1\n" for k in added))
+    keys = (*added, "precision")
     message = message_of(capsys, recipe, f"--{key}=1")
     assert f"--{key} is not a key of" in message
-    own_key = launch.OWN_KEYS[key]
-    if own_key in ("accumulation", "precision"):
-        assert f"--{own_key} takes its place" in message
+    own_key = next(k for k, v in launch.SYNONYMS.items() if key in v.split())
+    assert (f"--{own_key} takes its place" in message) == (own_key in keys)
+
+
+@pytest.mark.parametrize(
+    ("words", "own_key"),
+    [
+        ("lr max_lr", "learning_rate"),
+        ("number_of_epochs max_steps max_update", "max_updates"),
+        ("data_folder train_csv data_dir", "manifests"),
+        ("save_folder output_dir save_dir", "output_folder"),
+        ("max_batch_length batch_size max_tokens", "max_batch_seconds"),
+        ("grad_accumulation_factor update_freq", "accumulation"),
+    ],
+)
+def test_words_of_other_toolkits_find_the_right_key(
+    tmp_path, capsys, words, own_key
+):
+    """A wrong guess may cost a corpus: output_folder is written to."""
+    for word in words.split():
+        with pytest.raises(SystemExit):
+            launch.run(print, ["pretraining/tiny.yaml", f"--{word}=x"])
+        message = capsys.readouterr().err
+        assert f"--{own_key} takes its place" in message, word
+        assert "did you mean" not in message
+
+
+@pytest.mark.parametrize("word", ["input_folder", "put_folder", "a_folder"])
+def test_a_folder_that_is_written_to_is_never_guessed(recipe, capsys, word):
+    assert "did you mean 'output" not in message_of(
+        capsys, recipe, f"--{word}=/corpus"
+    )
+
+
+def test_changed_settings_are_in_the_log(recipe):
+    for note in ("first", "second"):
+        run(recipe, f"--note={note}")
+        run(recipe, f"--note={note}")
+    log = (folder_of(recipe) / "log.txt").read_text()
+    assert log.count("settings differ from those of the earlier run") == 1
+    assert "note: first -> second" in log
+
+
+def test_torn_settings_do_not_stop_a_run(recipe):
+    run(recipe)
+    (folder_of(recipe) / "hyperparams.yaml").write_text("seed: [1\n")
+    run(recipe)
+    assert load_hparams(folder_of(recipe) / "hyperparams.yaml")["seed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""What every training shares, through a Brain that fits one number."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from summarymixing.errors import UserError
+from summarymixing.run.brain import ResumableBrain, make_optimizer
+from summarymixing.run.checkpoints import AtomicCheckpointer
+from summarymixing.run.records import read_log
+
+HPARAMS = {
+    "seed": 1,
+    "max_gradient_norm": 2.0,
+    "patience_nonfinite": 2,
+    "grad_accumulation_factor": 1,
+}
+
+
+class Number(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(()))
+
+
+class NumberBrain(ResumableBrain):
+    """The gradient of an update is the batch."""
+
+    batches = {"size": 1}
+
+    def init_optimizers(self):
+        optimizer = make_optimizer(
+            torch.optim.SGD, [{"params": [self.model.value]}], on_gpu=False
+        )
+        self.optimizers_dict = {"optimizer": optimizer}
+        self.checkpointer.add_recoverables(self.optimizers_dict)
+
+    def set_learning_rates(self, update):
+        for group in self.optimizers_dict["optimizer"].param_groups:
+            group["lr"] = 1.0
+
+    def describe_batches(self):
+        return self.batches
+
+    def checkpoints_to_keep(self):
+        return {"num_to_keep": 1}
+
+    def compute_forward(self, batch, stage):
+        return self.model.value * batch
+
+    def compute_objectives(self, predictions, batch, stage):
+        return predictions
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        self.save_checkpoint({})
+
+
+def make_brain(folder, kind=NumberBrain):
+    model = Number()
+    return kind(
+        modules={"model": model},
+        hparams={**HPARAMS, "output_folder": str(folder)},
+        run_opts={"device": "cpu", "noprogressbar": True},
+        checkpointer=AtomicCheckpointer(
+            folder / "checkpoints", {"model": model}
+        ),
+    )
+
+
+def fit(folder, *gradients, kind=NumberBrain):
+    brain = make_brain(folder, kind)
+    brain.fit(range(1), [torch.tensor(float(g)) for g in gradients])
+    return brain
+
+
+def test_gradients_are_clipped(tmp_path):
+    brain = fit(tmp_path, 1.0, 3.0)
+    assert brain.model.value.item() == pytest.approx(-3.0)
+    assert brain.gradient_norm == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_update_that_is_not_finite_is_left_out_and_counted(tmp_path, bad):
+    brain = fit(tmp_path, 1.0, bad, bad, 1.0, bad)
+    assert brain.model.value.item() == -2.0
+    assert brain.optimizer_step == 5
+    assert brain.progress.skipped_updates == 3
+    assert fit(tmp_path, 1.0).progress.skipped_updates == 3  # after a resume
+
+
+def test_too_many_of_them_end_the_run(tmp_path):
+    with pytest.raises(UserError, match="of 3 updates in a row .* update 4"):
+        fit(tmp_path, 1.0, math.nan, math.nan, math.nan)
+
+
+@pytest.mark.parametrize("reason", [None, "They are counted."])
+def test_other_batches_are_refused_or_told(tmp_path, caplog, reason):
+    class Other(NumberBrain):
+        batches = {"size": 2, "new": 1}
+        BATCHES_ARE_FIXED = reason
+
+    fit(tmp_path, 1.0)
+    if reason:
+        with pytest.raises(UserError, match="size was 1 and is 2. They are c"):
+            fit(tmp_path, 1.0, kind=Other)
+    else:
+        fit(tmp_path, 1.0, kind=Other)
+        assert "size was 1 and is 2. The run is not" in caplog.text
+
+
+def test_further_loggers_get_every_stage_that_they_know(tmp_path):
+    from speechbrain.utils.train_logger import TrainLogger
+
+    class Recorder(TrainLogger):
+        def __init__(self):
+            self.seen = []
+
+        def log_stats(self, stats_meta, **stats):
+            self.seen.append((stats_meta, stats))
+
+    first, second = Recorder(), Recorder()
+    brain = make_brain(tmp_path)
+    brain.hparams = SimpleNamespace(
+        **vars(brain.hparams), train_logger=[first, second]
+    )
+    brain.on_fit_start()
+    brain.run_log.write("train", 7, {"loss": 1.5})
+    brain.run_log.write("layer_weights", 7, {"layer_0": 1.0})
+    expected = [({"epoch": 7}, {"train_stats": {"loss": 1.5}})]
+    assert first.seen == second.seen == expected
+    assert [e["stage"] for e in read_log(tmp_path)] == [
+        "train",
+        "layer_weights",
+    ]
+
+
+def test_fused_kernels_are_asked_for_where_an_optimiser_has_them():
+    def factory(groups, lr=1.0, fused=None):
+        return SimpleNamespace(param_groups=[{"lr": lr, "fused": fused}])
+
+    optimizer = make_optimizer(factory, [], on_gpu=True)
+    assert optimizer.param_groups == [{"lr": 0.0, "fused": True}]
