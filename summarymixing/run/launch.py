@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import speechbrain
-from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
 from summarymixing.errors import (
@@ -38,8 +36,6 @@ from summarymixing.run.output_folder import (
 )
 from summarymixing.run.stopping import STOP, Stopped
 from summarymixing.run.yaml_trees import nearest
-
-logger = logging.getLogger(__name__)
 
 LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
 # The device decides the backend; log.txt is where the output folder is.
@@ -170,7 +166,7 @@ def _run(main: Main, argv: Sequence[str]) -> None:
             stopped = STOP.received is not None
         except Stopped:
             stopped = True
-        if stopped and if_main_process():
+        if stopped and processes.rank() == 0:
             # Rank 0 may learn from another rank that it has to stop.
             reason = STOP.received.name if STOP.received else "another rank"
             if folder is not None:

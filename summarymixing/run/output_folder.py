@@ -22,13 +22,13 @@ from types import TracebackType
 
 import torch
 from speechbrain.core import DEFAULT_LOG_CONFIG
-from speechbrain.utils.logger import setup_logging
+from speechbrain.utils.logger import get_logger, setup_logging
 
 from summarymixing.errors import STOPPED_NAME, UserError
 from summarymixing.run.hparams_file import HparamsFile
 from summarymixing.run.processes import on_main_process
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 LOCK_NAME = ".lock"
 LOG_NAME = "log.jsonl"
 LOCK_OWNER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from speechbrain.utils.distributed import (
     MainProcessContext,
     ddp_broadcast,
-    get_rank,
-    if_main_process,
-    is_distributed_initialized,
 )
+from speechbrain.utils.logger import get_logger
 
 from summarymixing.errors import UserError
 from summarymixing.files import describe_os_error
 
 Result = TypeVar("Result")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # The longest that one rank may keep the others waiting in a collective.
 # SpeechBrain's two hours would hide a dead rank for as long.
@@ -46,16 +44,12 @@ def local_world_size() -> int:
 
 def rank() -> int:
     """Return the number of this process among all; 0 without torchrun."""
-    return torch.distributed.get_rank() if _is_joined() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Return the number of processes that run together."""
-    return torch.distributed.get_world_size() if _is_joined() else 1
-
-
-def _is_joined() -> bool:
-    return torch.distributed.is_initialized()
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_launched_by_torchrun() -> bool:
@@ -81,12 +75,12 @@ def process_group(device: str) -> Iterator[None]:
         torch.cuda.set_device(device)
     else:
         _use_all_cores()
-    torch.distributed.init_process_group(
+    dist.init_process_group(
         "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
     yield
     # Only after success: a rank that failed would wait here for the others.
-    torch.distributed.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def choose_device(requested: str | None) -> str:
@@ -167,7 +161,7 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     result: Result | None = None
     failure: str | None = "the main process failed; see its message"
     try:
-        if if_main_process():
+        if rank() == 0:
             with MainProcessContext():
                 result = function()
             failure = None
@@ -206,7 +200,7 @@ class ErrorDeduplicator:
         key = f"{self.KEY}/{hashlib.sha256(message.encode()).hexdigest()}"
         try:
             store.add(self.KEY, 1)
-            if get_rank():  # rank 0 goes first: its message has no prefix
+            if rank():  # rank 0 goes first: its message has no prefix
                 self._wait_for(store, key)
             return bool(store.add(key, 1) == 1)
         except RuntimeError:  # the store's process is gone
@@ -234,15 +228,14 @@ class ErrorDeduplicator:
 
 
 def _store() -> Any:
-    if not is_distributed_initialized():
+    if not dist.is_initialized():
         return None
-    return torch.distributed.distributed_c10d._get_default_store()
+    return dist.distributed_c10d._get_default_store()
 
 
 def rank_prefix() -> str:
     """Return ``rank 3: `` on ranks above 0, where the user looks less."""
-    rank = get_rank() or 0
-    return f"rank {rank}: " if rank else ""
+    return f"rank {rank()}: " if rank() else ""
 
 
 def _use_all_cores() -> None:

@@ -8,19 +8,19 @@ Without further loggers no method here is a collective.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TrainLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from summarymixing.files import open_atomically, write_json
 from summarymixing.run.output_folder import LOG_NAME
+from summarymixing.run.processes import rank
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SPEECHBRAIN_STAGES = ("train", "valid", "test")
 
@@ -81,7 +81,7 @@ class RunLog:
             [loggers] if isinstance(loggers, TrainLogger) else (loggers or ())
         )
         self._board: SummaryWriter | None = None
-        if not if_main_process():
+        if rank() != 0:
             return
         kept = [e for e in read_log(output_folder) if e["update"] <= resumed_at]
         with open_atomically(output_folder / LOG_NAME) as file:

@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import torch
-from speechbrain.utils.distributed import (
-    ddp_all_reduce,
-    is_distributed_initialized,
-)
+import torch.distributed as dist
 
 from summarymixing.data.batching import STOP_SIGNALS
 
@@ -26,7 +23,7 @@ class StopRequests:
     """Remembers a signal that asks the run to save and stop.
 
     The first SIGTERM or SIGUSR1 is remembered; a later one ends the process
-    at once. Not one that follows on its heels: where a scheduler signals every
+    at once, except one within ECHO_SECONDS: where a scheduler signals every
     process, and the parent passes on its own, each child gets two.
     """
 
@@ -64,11 +61,11 @@ class StopRequests:
 
         A collective: every rank must call it at the same update.
         """
-        if not is_distributed_initialized():
+        if not dist.is_initialized():
             return self.received is not None
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         asked = torch.tensor(int(self.received is not None), device=device)
-        ddp_all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
         return bool(asked.item())
 
 

@@ -59,7 +59,7 @@ def random_twin(encoder: Encoder, seed: int) -> Encoder:
         return encoder
     if isinstance(encoder, LogMelEncoder):
         raise UserError(
-            f"{LOG_MEL} has no weights to draw; leave --random_encoder away"
+            f"{LOG_MEL} has no weights to draw; omit --random_encoder"
         )
     architecture = dict(encoder.config)
     mixer = mixer_from_description(architecture.pop("mixer"))

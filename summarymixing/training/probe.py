@@ -260,7 +260,7 @@ def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
 
 
 def _forget_brain() -> None:
-    """Free the memory of a fold: its Brain, in hooks, refers to itself."""
+    """Free the memory of a fold, whose Brain is a reference cycle."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -190,7 +190,7 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
     train_set = UtteranceDataset(train, tolerate_errors=True, adapt=task.adapt)
     test_limit = {"batch_size": hparams["test_batch_size"]}
     task.inspect(hparams["train_split"], train)
-    # Before training: what makes a test impossible shall cost no day.
+    # Now, so that a bad test split fails before training, not a day later.
     problems = {
         split: task.for_test().inspect(split, manifest)
         for split, manifest in tests.items()
