@@ -10,10 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from summarymixing.data.prepare.account import MINIATURE_MARKER
 from summarymixing.errors import UserError
-
-# Written last, so that it also tells a complete corpus from any other folder.
-MARKER = "MINIATURE.TXT"
 
 Job = Callable[[], None]
 
@@ -61,7 +59,8 @@ def build_once(
         root = Path(aside) / "corpus"
         root.mkdir()
         run_jobs(make_jobs(root), f"miniature {corpus}")
-        (root / MARKER).write_text(marker, encoding="utf-8")
+        # Last, so that it also tells a complete corpus from any other folder.
+        (root / MINIATURE_MARKER).write_text(marker, encoding="utf-8")
         try:
             root.replace(dest)
         except OSError:  # not empty: another process was faster
@@ -112,10 +111,11 @@ def _is_built(dest: Path, marker: str) -> bool:
     """Tell a finished corpus from an empty place; refuse everything else."""
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
-    found = dest / MARKER
+    found = dest / MINIATURE_MARKER
     if not found.is_file():
         raise UserError(
-            f"{dest} exists and is no miniature corpus. Choose another folder."
+            f"{dest} exists but is not a miniature corpus. Choose another "
+            "folder."
         )
     if found.read_text(encoding="utf-8") != marker:
         raise UserError(

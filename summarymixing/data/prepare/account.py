@@ -13,6 +13,7 @@ from summarymixing.errors import UserError
 from summarymixing.files import open_atomically
 
 REPORT_NAME = "report.json"
+MINIATURE_MARKER = "MINIATURE.TXT"  # in the folder of a miniature corpus
 NUM_EXAMPLES = 3  # names shown for each problem; report.json has them all
 
 
@@ -102,6 +103,9 @@ class Report:
         Options of the preparation.
     fingerprint : str
         Identifies the files of the corpus and the options.
+    miniature : bool
+        Whether the audio is synthetic speech of `summarymixing.miniature`,
+        whose results say nothing about the real corpus.
     found : Total
         Recordings looked at, and the audio in the readable ones.
     manifests : dict[str, Total]
@@ -122,6 +126,7 @@ class Report:
     manifest_dir: str
     options: dict[str, Any]
     fingerprint: str
+    miniature: bool = False
     found: Total = field(default_factory=Total)
     manifests: dict[str, Total] = field(default_factory=dict)
     dropped: dict[str, Total] = field(default_factory=dict)
@@ -192,7 +197,8 @@ class Report:
     def summary(self) -> str:
         """Return the account as a few lines for people."""
         lines = [
-            f"{self.corpus}: {self.found.count:,} recordings, "
+            f"{'miniature ' if self.miniature else ''}{self.corpus}: "
+            f"{self.found.count:,} recordings, "
             f"{self.found.hours:,.2f} h in {self.source}",
             *self._kept_lines(),
             *self._dropped_lines(),
@@ -249,6 +255,48 @@ class Report:
             rest = ", ..." if len(names) > NUM_EXAMPLES else ""
             lines.append(f"    {len(names):,}: {reason}: {shown}{rest}")
         return lines
+
+
+def holds_miniature(corpus_folder: Path) -> bool:
+    """Look for the marker of a miniature corpus.
+
+    Arguments
+    ---------
+    corpus_folder : Path
+        Absolute path of the folder of a corpus.
+
+    Returns
+    -------
+    bool
+        True where the marker stands in the folder, up to two levels above it
+        (as for one language of Common Voice) or up to two levels below it.
+    """
+    above = (corpus_folder, *corpus_folder.parents[:2])
+    if any((folder / MINIATURE_MARKER).is_file() for folder in above):
+        return True
+    below = (f"*/{MINIATURE_MARKER}", f"*/*/{MINIATURE_MARKER}")
+    return any(next(corpus_folder.glob(place), None) for place in below)
+
+
+def is_miniature(manifests_folder: Path) -> bool:
+    """Tell whether manifests stand for a miniature corpus.
+
+    Arguments
+    ---------
+    manifests_folder : Path
+        The folder that holds the manifests and their report.json.
+
+    Returns
+    -------
+    bool
+        False where there is no report.json, or where an earlier version
+        wrote it, which did not know the difference.
+    """
+    try:
+        saved = json.loads((manifests_folder / REPORT_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("miniature") is True
 
 
 def _sum(totals: Iterable[Total]) -> Total:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from summarymixing.data.prepare.account import holds_miniature
 from summarymixing.data.prepare.common import (
     FoundFile,
     check_holds,
@@ -72,10 +73,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--expected_utterances",
         type=int,
-        default=EXPECTED_UTTERANCES,
         metavar="N",
         help="refuse a corpus with more or fewer usable utterances; 0 for any "
-        "number (default: %(default)s, the whole release)",
+        f"number (default: {EXPECTED_UTTERANCES}, the whole release; 0 for a "
+        "miniature corpus)",
     )
 
 
@@ -83,7 +84,7 @@ def plan_iemocap(
     corpus_dir: Path,
     manifest_dir: Path,
     *,
-    expected_utterances: int = EXPECTED_UTTERANCES,
+    expected_utterances: int | None = None,
 ) -> Preparation:
     """Plan utterances.csv, with labels speaker, mp3s_speaker and emotion.
 
@@ -96,8 +97,9 @@ def plan_iemocap(
         The folder `IEMOCAP_full_release`, which holds the sessions.
     manifest_dir : Path
         Where the manifest and report.json are written.
-    expected_utterances : int
+    expected_utterances : int, optional
         Any other number of usable utterances is an error; 0 for any number.
+        By default that of the whole release, and any for a miniature corpus.
 
     Returns
     -------
@@ -106,9 +108,13 @@ def plan_iemocap(
         files and lines.
     """
     require(
-        expected_utterances >= 0, "--expected_utterances must be 0 or more."
+        (expected_utterances or 0) >= 0,
+        "--expected_utterances must be 0 or more.",
     )
     corpus_dir = check_source(corpus_dir)
+    if expected_utterances is None:
+        miniature = holds_miniature(corpus_dir)
+        expected_utterances = 0 if miniature else EXPECTED_UTTERANCES
     listing = Listing()
     files: list[FoundFile] = []
     for session in SESSIONS:

@@ -33,6 +33,7 @@ from summarymixing.data.prepare.account import (
     Outcome,
     Report,
     Total,
+    holds_miniature,
 )
 from summarymixing.data.prepare.common import FoundFile, require
 from summarymixing.errors import UserError
@@ -156,6 +157,9 @@ class Preparation:
             self.files,
             self.tasks,
         ]
+        miniature = holds_miniature(self.corpus_dir)
+        if miniature:  # nothing else may change: real corpora are large
+            key.append("miniature")
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         return Report(
             corpus=self.corpus,
@@ -163,6 +167,7 @@ class Preparation:
             manifest_dir=str(manifest_dir),
             options=dict(self.options),
             fingerprint=digest,
+            miniature=miniature,
         )
 
     def _remove_earlier(self, manifest_dir: Path) -> None:

@@ -273,7 +273,7 @@ def test_folder_with_something_else_is_refused(tmp_path, other):
     with pytest.raises(UserError, match="other arguments"):
         build_librilight(dest, hours=TINY_HOURS, seed=1)
     assert digest(dest) == before
-    with pytest.raises(UserError, match="no miniature corpus"):
+    with pytest.raises(UserError, match="not a miniature corpus"):
         build_librispeech(tmp_path, hours=TINY_HOURS)
 
 
