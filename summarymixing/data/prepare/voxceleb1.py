@@ -73,9 +73,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--valid_fraction",
         type=float,
         default=VALID_FRACTION,
-        help="of the training utterances of each speaker, what goes to "
-        "valid.csv; 0 for none, and training then needs one from elsewhere "
-        "(default: %(default)g)",
+        help="share of the training utterances of each speaker that goes to "
+        "valid.csv, at least one of several; 0 for none, and training then "
+        "needs a valid.csv from elsewhere (default: %(default)g)",
     )
 
 
@@ -104,7 +104,8 @@ def plan_voxceleb1(
     chunk_seconds : float
         Length of a row of train.csv and valid.csv.
     valid_fraction : float
-        Share of valid.csv in the utterances of each speaker, in [0, 1).
+        Share of valid.csv in the utterances of each speaker, in [0, 1); it
+        is at least one of several utterances.
 
     Returns
     -------
@@ -274,7 +275,10 @@ def _split_utterances(
         # By hash: the choice does not depend on the order of files, and
         # changes little when files are added.
         names.sort(key=hash_of)
-        num_valid = min(round(valid_fraction * len(names)), len(names) - 1)
+        # One of several goes to validation even where that exceeds the
+        # fraction; one alone trains.
+        wanted = max(1, round(valid_fraction * len(names)))
+        num_valid = min(wanted, len(names) - 1) if valid_fraction else 0
         manifest_of |= dict.fromkeys(names[:num_valid], VALID_NAME)
         manifest_of |= dict.fromkeys(names[num_valid:], TRAIN_NAME)
     _require_every_part(set(manifest_of.values()), valid_fraction)
@@ -346,9 +350,9 @@ def _require_every_part(present: Collection[str], fraction: float) -> None:
     )
     require(
         VALID_NAME in present or not fraction,
-        "Speakers have so few utterances that --valid_fraction="
-        f"{fraction:g} of them is none. Give a larger fraction, or 0 for no "
-        "validation set.",
+        "No speaker has two usable utterances, one to train on and one for "
+        "valid.csv. Add utterances, or ask for no validation set with "
+        "--valid_fraction=0.",
     )
 
 
