@@ -2,45 +2,68 @@
 
     python recipes/miniature.py librilight DEST --hours=0.5 --seed=1
 
-A second run with the same arguments does nothing. Results on miniature
-corpora exercise the software and say nothing about real speech.
+It prints the command that prepares the corpus. A second run with the same
+arguments does nothing. Results on miniature corpora exercise the software and
+say nothing about real speech.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from summarymixing import miniature
 from summarymixing.errors import exit_on_user_error
+from summarymixing.miniature.commonvoice import RELEASE
 
-BUILDERS: dict[str, Callable[..., Path]] = {
-    "librilight": miniature.build_librilight,
-    "librispeech": miniature.build_librispeech,
-    "commonvoice_cy": partial(miniature.build_commonvoice, language="cy"),
-    "commonvoice_eu": partial(miniature.build_commonvoice, language="eu"),
-    "slurp": miniature.build_slurp,
-    "iemocap": miniature.build_iemocap,
-    "voxceleb1": miniature.build_voxceleb1,
+# For each corpus, its builder and the folder of DEST to prepare.
+BUILDERS: dict[str, tuple[Callable[..., Path], str]] = {
+    "librilight": (miniature.build_librilight, ""),
+    "librispeech": (miniature.build_librispeech, "LibriSpeech"),
+    "commonvoice_cy": (
+        partial(miniature.build_commonvoice, language="cy"),
+        f"{RELEASE}/cy",
+    ),
+    "commonvoice_eu": (
+        partial(miniature.build_commonvoice, language="eu"),
+        f"{RELEASE}/eu",
+    ),
+    "slurp": (miniature.build_slurp, ""),
+    "iemocap": (miniature.build_iemocap, ""),
+    "voxceleb1": (miniature.build_voxceleb1, ""),
 }
 
 
 def main() -> None:
-    """Parse the command line and build one corpus."""
+    """Build one corpus and print the command that prepares it."""
     parser = argparse.ArgumentParser(
         description="Build a miniature corpus of synthetic speech."
     )
-    parser.add_argument("corpus", choices=BUILDERS, help="whose layout")
-    parser.add_argument("dest", type=Path, help="folder of the corpus")
     parser.add_argument(
-        "--hours", type=float, default=0.2, help="approximate (default: 0.2)"
+        "corpus", choices=BUILDERS, help="the corpus whose layout it has"
     )
-    parser.add_argument("--seed", type=int, default=1, help="default: 1")
+    parser.add_argument("dest", type=Path, help="the folder to build it in")
+    parser.add_argument(
+        "--hours",
+        type=float,
+        default=0.2,
+        help="approximate hours of audio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="another seed gives other speech (default: %(default)s)",
+    )
     arguments = parser.parse_args()
-    build = BUILDERS[arguments.corpus]
-    print(build(arguments.dest, hours=arguments.hours, seed=arguments.seed))
+    build, below = BUILDERS[arguments.corpus]
+    dest = build(arguments.dest, hours=arguments.hours, seed=arguments.seed)
+    name = arguments.corpus.partition("_")[0]
+    command = ["python", "recipes/prepare.py", name, str(dest / below)]
+    print(shlex.join([*command, f"manifests/{dest.name}"]))
 
 
 if __name__ == "__main__":

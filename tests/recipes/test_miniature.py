@@ -1,6 +1,7 @@
 """The command that builds miniature corpora."""
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from summarymixing.miniature import build_librispeech
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "miniature.py"
+miniature_script = runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture
@@ -33,9 +35,26 @@ def contents_of(root):
 
 def test_command_builds_what_the_function_builds(tmp_path, run_command, capsys):
     run_command("librispeech", tmp_path / "a", "--hours=0.005", "--seed=3")
-    assert capsys.readouterr().out.strip() == str(tmp_path / "a")
+    assert capsys.readouterr().out.strip() == (
+        f"python recipes/prepare.py librispeech {tmp_path}/a/LibriSpeech "
+        "manifests/a"
+    )
     build_librispeech(tmp_path / "b", hours=0.005, seed=3)
     assert contents_of(tmp_path / "a") == contents_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", sorted(miniature_script["BUILDERS"]))
+def test_the_printed_command_is_ready(
+    tmp_path, run_command, capsys, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    run_command(name, f"my {name}", "--hours=0.005")
+    _, script, *words = shlex.split(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(SCRIPT.parents[1] / script), run_name="__main__")
+    output = capsys.readouterr().out
+    assert output.startswith(f"miniature {words[0]}: ")
+    assert list((tmp_path / "manifests" / f"my {name}").glob("*.csv"))
 
 
 @pytest.mark.parametrize(
