@@ -6,22 +6,28 @@ python recipes/prepare.py folder      /my/recordings             manifests/mine
 python recipes/prepare.py librispeech /corpora/LibriSpeech       manifests/ls
 python recipes/prepare.py relocate    manifests/ls/dev-clean.csv /old /new
 
-Likewise commonvoice (a folder a language), slurp, iemocap, voxceleb1, fsdd.
+Likewise commonvoice (one language at a time), slurp, iemocap, voxceleb1, fsdd
+and your own corpus (--corpus_module=my_corpus.py, written like
+summarymixing/data/prepare/fsdd.py).
 
-No audio is copied. A preparation that was killed goes on when the same
-command is run again; one that is finished is not repeated.
+SOURCE may also be a folder that holds the corpus a few levels below. No audio
+is copied. A preparation that was killed goes on when the same command is run
+again; one that is finished is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from summarymixing.data.manifest import Manifest, relocate_manifest
 from summarymixing.data.prepare import CORPORA
+from summarymixing.data.prepare.corpus import Corpus
 from summarymixing.errors import (
     INTERRUPTED_STATUS,
     UserError,
@@ -31,16 +37,52 @@ from summarymixing.errors import (
 
 def main() -> None:
     """Run the sub-command."""
-    arguments = vars(_make_parser().parse_args())
+    corpora = dict(CORPORA)
+    known, others = _module_parser().parse_known_args()
+    if known.corpus_module is not None:
+        corpus = load_corpus(known.corpus_module)
+        corpora[corpus.name] = corpus
+    arguments = vars(_make_parser(corpora).parse_args(others))
+    del arguments["corpus_module"]
     command = arguments.pop("command")
     if command == "relocate":
         relocate(**arguments)
     else:
-        prepare(command, **arguments)
+        prepare(corpora[command], **arguments)
+
+
+def load_corpus(path: Path) -> Corpus:
+    """Import a module and return its corpus.
+
+    Arguments
+    ---------
+    path : Path
+        A Python file that defines CORPUS.
+
+    Returns
+    -------
+    Corpus
+        The corpus, whose name becomes a command.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"--corpus_module {path} is not a file. Give a Python file like "
+            "summarymixing/data/prepare/fsdd.py."
+        )
+    # Worker processes find the module by its name, too.
+    sys.path.insert(0, str(path.resolve().parent))
+    corpus = getattr(importlib.import_module(path.stem), "CORPUS", None)
+    if not isinstance(corpus, Corpus):
+        raise UserError(
+            f"{path} defines no CORPUS = Corpus(...). Add it as in "
+            "summarymixing/data/prepare/fsdd.py; if it is there, rename the "
+            f"file, for there is another module {path.stem}."
+        )
+    return corpus
 
 
 def prepare(
-    name: str,
+    corpus: Corpus,
     source: Path,
     manifests: Path,
     num_workers: int,
@@ -51,25 +93,28 @@ def prepare(
 
     Arguments
     ---------
-    name : str
-        Key of `CORPORA`.
+    corpus : Corpus
+        The corpus.
     source, manifests : Path
         The folder of the corpus and the folder to write to.
     num_workers, overwrite
         See `Preparation.run`.
     **options
-        Options of this corpus.
+        The options of this corpus.
     """
     try:
-        preparation = CORPORA[name].plan(source, manifests, **options)
-        report = preparation.run(num_workers=num_workers, overwrite=overwrite)
+        preparation = corpus.plan(source, manifests, **options)
+        found = preparation.plan.source
+        if found != Path(os.path.abspath(source)):
+            print(f"The corpus below {source} is {found}.")
+        account = preparation.run(num_workers=num_workers, overwrite=overwrite)
     except KeyboardInterrupt:
         print(
             "Interrupted; the same command goes on from here.", file=sys.stderr
         )
         sys.exit(INTERRUPTED_STATUS)
-    print(report.summary())
-    if report.reused:
+    print(account.summary())
+    if account.reused:
         print(
             "Already prepared with the same options: nothing was done "
             "(--overwrite does it again)."
@@ -82,9 +127,9 @@ def relocate(manifest: Path, old_prefix: str, new_prefix: str) -> None:
     Arguments
     ---------
     manifest : Path
-        The manifest.
+        The manifest, which is rewritten.
     old_prefix, new_prefix : str
-        Leading folders: in the manifest, and in its place.
+        The folder at the start of its paths, and the one to write instead.
     """
     num_changed = relocate_manifest(manifest, old_prefix, new_prefix)
     print(f"{manifest}: {num_changed:,} paths changed.")
@@ -94,15 +139,27 @@ def relocate(manifest: Path, old_prefix: str, new_prefix: str) -> None:
         print(f"warning: {error}", file=sys.stderr)
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _module_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--corpus_module",
+        type=Path,
+        metavar="FILE",
+        help="a Python file with your own corpus, which becomes a COMMAND",
+    )
+    return parser
+
+
+def _make_parser(corpora: Mapping[str, Corpus]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        parents=[_module_parser()],
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND"
     )
-    for corpus in CORPORA.values():
+    for corpus in corpora.values():
         sub = commands.add_parser(
             corpus.name, help=corpus.summary, description=corpus.summary
         )
@@ -131,7 +188,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_count_cores(),
         metavar="N",
-        help="processes (default: one for each core, %(default)s)",
+        help="number of processes (default: one for each core, %(default)s)",
     )
     parser.add_argument(
         "--overwrite",

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from summarymixing.data.prepare.librilight import plan_librilight
+from summarymixing.data.prepare import CORPORA
 from summarymixing.errors import exit_on_user_error
 from summarymixing.miniature import build_librilight
 
@@ -18,7 +18,7 @@ def pretraining_manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return manifests of a miniature Libri-Light of some minutes."""
     folder = tmp_path_factory.mktemp("librilight")
     corpus = build_librilight(folder / "corpus", hours=0.05, seed=1)
-    plan_librilight(corpus, folder / "manifests").run()
+    CORPORA["librilight"].plan(corpus, folder / "manifests").run()
     return folder / "manifests"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.prepare.librispeech import plan_librispeech
+from summarymixing.data.prepare import CORPORA
 from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
@@ -41,7 +41,7 @@ def material(tmp_path_factory):
     """Return a folder with manifests of a miniature corpus and an encoder."""
     folder = tmp_path_factory.mktemp("librispeech")
     corpus = build_librispeech(folder / "corpus", utterances=UTTERANCES)
-    plan_librispeech(corpus / "LibriSpeech", folder / "manifests").run()
+    CORPORA["librispeech"].plan(corpus, folder / "manifests").run()
     encoder = Wav2Vec2Encoder(
         num_layers=1, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20
     )

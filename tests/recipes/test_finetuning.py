@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.prepare.librispeech import plan_librispeech
+from summarymixing.data.prepare import CORPORA
 from summarymixing.errors import UserError
 from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
@@ -51,7 +51,7 @@ def material(tmp_path_factory):
     """Return a folder with manifests of a miniature corpus and an encoder."""
     folder = tmp_path_factory.mktemp("librispeech")
     corpus = build_librispeech(folder / "corpus", utterances=UTTERANCES)
-    plan_librispeech(corpus / "LibriSpeech", folder / "manifests").run()
+    CORPORA["librispeech"].plan(corpus, folder / "manifests").run()
     torch.manual_seed(0)
     encoder = Wav2Vec2Encoder(
         num_layers=2, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20

@@ -70,6 +70,14 @@ def test_every_corpus_explains_itself_and_a_wrong_source(
     assert "does not exist" in errors
 
 
+def test_the_corpus_below_source_is_named(tmp_path, corpus, type_command):
+    status, output, _ = type_command("librispeech", tmp_path, tmp_path / "m")
+    assert status == 0
+    first, *account = output.splitlines()
+    assert first == f"The corpus below {tmp_path} is {corpus}."
+    assert account[0].endswith(f"in {corpus}")
+
+
 def test_the_help_lists_every_command(type_command):
     status, output, _ = type_command("--help")
     assert status == 0

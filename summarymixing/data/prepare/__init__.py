@@ -1,26 +1,29 @@
-"""Corpus preparation: a corpus is one file here and one entry of `CORPORA`."""
+"""Corpus preparation: `CORPORA` are the commands of `recipes/prepare.py`.
 
-from summarymixing.data.prepare import (
-    commonvoice,
-    folder,
-    fsdd,
-    iemocap,
-    librilight,
-    librispeech,
-    slurp,
-    voxceleb1,
+To add a corpus, write one module with a `CORPUS`: copy `fsdd.py`, which
+explains itself. The module may stand anywhere:
+
+    python recipes/prepare.py --corpus_module=my_corpus.py my_corpus SOURCE ...
+
+To have it in this package, put it into this folder and its name into
+`MODULES`.
+"""
+
+from importlib import import_module
+
+from summarymixing.data.prepare.corpus import Corpus
+
+MODULES = (
+    "librilight",
+    "folder",
+    "librispeech",
+    "commonvoice",
+    "slurp",
+    "iemocap",
+    "voxceleb1",
+    "fsdd",
 )
 
-CORPORA = {
-    corpus.name: corpus
-    for corpus in (
-        librilight.CORPUS,
-        folder.CORPUS,
-        librispeech.CORPUS,
-        commonvoice.CORPUS,
-        slurp.CORPUS,
-        iemocap.CORPUS,
-        voxceleb1.CORPUS,
-        fsdd.CORPUS,
-    )
+CORPORA: dict[str, Corpus] = {
+    name: import_module(f"{__name__}.{name}").CORPUS for name in MODULES
 }

@@ -19,7 +19,7 @@ NUM_EXAMPLES = 3  # names shown for each problem; report.json has them all
 
 @dataclass
 class Outcome:
-    """What became of one task: a recording, or a folder of them.
+    """What became of one work item: a recording, or a folder of them.
 
     Arguments
     ---------
@@ -90,14 +90,14 @@ class Total:
 
 
 @dataclass
-class Report:
+class Account:
     """The account of a preparation: found = kept + dropped.
 
     Arguments
     ---------
     corpus : str
         Name of the corpus.
-    source, manifest_dir : str
+    source, manifests_folder : str
         Absolute folders.
     options : dict
         Options of the preparation.
@@ -114,7 +114,7 @@ class Report:
         Stretches that are not kept, by reason.
     problems : dict[str, list of str]
         Names of unusable files, by reason.
-    further : dict[str, int]
+    other_files : dict[str, int]
         Lines of each file that belongs to the manifests, such as a list of
         trials, by its name.
     reused : bool
@@ -123,7 +123,7 @@ class Report:
 
     corpus: str
     source: str
-    manifest_dir: str
+    manifests_folder: str
     options: dict[str, Any]
     fingerprint: str
     miniature: bool = False
@@ -131,7 +131,7 @@ class Report:
     manifests: dict[str, Total] = field(default_factory=dict)
     dropped: dict[str, Total] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
-    further: dict[str, int] = field(default_factory=dict)
+    other_files: dict[str, int] = field(default_factory=dict)
     reused: bool = False
 
     @property
@@ -145,7 +145,7 @@ class Report:
         Arguments
         ---------
         outcome : Outcome
-            What became of one task.
+            What became of one work item.
         """
         self.found.count += outcome.num_recordings
         self.found.hours += outcome.found_s / 3600
@@ -162,7 +162,7 @@ class Report:
         Path
             The file.
         """
-        path = Path(self.manifest_dir) / REPORT_NAME
+        path = Path(self.manifests_folder) / REPORT_NAME
         content = asdict(self)
         del content["reused"]
         with open_atomically(path) as file:
@@ -171,28 +171,30 @@ class Report:
         return path
 
     @classmethod
-    def load(cls, manifest_dir: Path) -> Report | None:
-        """Read the report of an earlier preparation.
+    def load(cls, manifests_folder: Path) -> Account | None:
+        """Read the account of an earlier preparation.
 
         Arguments
         ---------
-        manifest_dir : Path
+        manifests_folder : Path
             Folder of the manifests.
 
         Returns
         -------
-        Report or None
+        Account or None
             None where there is none that this version can read.
         """
         try:
-            saved = json.loads((manifest_dir / REPORT_NAME).read_text("utf-8"))
-            report = cls(**saved)
-            report.found = Total(**saved["found"])
-            report.manifests = _load_totals(saved["manifests"])
-            report.dropped = _load_totals(saved["dropped"])
+            saved = json.loads(
+                (manifests_folder / REPORT_NAME).read_text("utf-8")
+            )
+            account = cls(**saved)
+            account.found = Total(**saved["found"])
+            account.manifests = _load_totals(saved["manifests"])
+            account.dropped = _load_totals(saved["dropped"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return report
+        return account
 
     def summary(self) -> str:
         """Return the account as a few lines for people."""
@@ -229,7 +231,7 @@ class Report:
         lines = [f"  kept     {_describe(self.kept, self.found, 'rows')}"]
         for name, total in sorted(self.manifests.items()):
             lines.append(f"    {_describe(total, None, 'rows')}: {name}")
-        for name, count in sorted(self.further.items()):
+        for name, count in sorted(self.other_files.items()):
             lines.append(f"    {count:,} lines: {name}")
         return lines
 
@@ -248,7 +250,7 @@ class Report:
         count = sum(map(len, self.problems.values()))
         lines = [
             f"  problems {count:,} (all names in "
-            f"{Path(self.manifest_dir) / REPORT_NAME})"
+            f"{Path(self.manifests_folder) / REPORT_NAME})"
         ]
         for reason, names in sorted(self.problems.items()):
             shown = ", ".join(names[:NUM_EXAMPLES])
@@ -293,10 +295,14 @@ def is_miniature(manifests_folder: Path) -> bool:
         wrote it, which did not know the difference.
     """
     try:
-        saved = json.loads((manifests_folder / REPORT_NAME).read_text("utf-8"))
+        saved = _read_report(manifests_folder)
     except (OSError, ValueError):
         return False
     return isinstance(saved, dict) and saved.get("miniature") is True
+
+
+def _read_report(manifests_folder: Path) -> Any:
+    return json.loads((manifests_folder / REPORT_NAME).read_text("utf-8"))
 
 
 def _sum(totals: Iterable[Total]) -> Total:

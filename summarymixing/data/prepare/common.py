@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from summarymixing.data.prepare.account import Report
+from summarymixing.data.prepare.account import Account
 from summarymixing.data.trials import TRIALS_NAME, Trial, write_trials
 from summarymixing.errors import UserError
+
+# How far below SOURCE a corpus is searched, and in how many folders.
+SEARCH_LEVELS = 3
+SEARCH_FOLDERS = 1000
 
 TRAIN_NAME, VALID_NAME, TEST_NAME = "train.csv", "valid.csv", "test.csv"
 
@@ -33,12 +37,12 @@ class FoundFile(NamedTuple):
     mtime_ns: int
 
 
-def check_source(corpus_dir: Path) -> Path:
+def check_source(corpus_folder: Path) -> Path:
     """Return the absolute path of a corpus folder that exists.
 
     Arguments
     ---------
-    corpus_dir : Path
+    corpus_folder : Path
         What the user gave as SOURCE.
 
     Returns
@@ -46,18 +50,72 @@ def check_source(corpus_dir: Path) -> Path:
     Path
         Absolute; symbolic links are kept, since users know their names.
     """
-    corpus_dir = Path(os.path.abspath(corpus_dir))
-    if not corpus_dir.exists():
+    corpus_folder = Path(os.path.abspath(corpus_folder))
+    if not corpus_folder.exists():
         raise UserError(
-            f"SOURCE {corpus_dir} does not exist. Give the folder of the "
+            f"SOURCE {corpus_folder} does not exist. Give the folder of the "
             "corpus; a relative path starts at the current folder."
         )
-    if not corpus_dir.is_dir():
+    if not corpus_folder.is_dir():
         raise UserError(
-            f"SOURCE {corpus_dir} is a file. Give the folder of the corpus "
+            f"SOURCE {corpus_folder} is a file. Give the folder of the corpus "
             "(unpack an archive first)."
         )
-    return corpus_dir
+    return corpus_folder
+
+
+def find_corpus(source: Path, is_corpus: Callable[[Path], bool]) -> Path:
+    """Return SOURCE, or the only folder below it that holds the corpus.
+
+    Arguments
+    ---------
+    source : Path
+        What the user gave as SOURCE.
+    is_corpus : Callable[[Path], bool]
+        Whether a folder is one that should be given.
+
+    Returns
+    -------
+    Path
+        SOURCE itself, too, where the corpus is not below it: the caller says
+        what is missing.
+
+    Raises
+    ------
+    UserError
+        Where there are several such folders; it names them.
+    """
+    if is_corpus(source):
+        return source
+    found, level, num_listed = [], [source], 0
+    for _ in range(SEARCH_LEVELS):
+        below: list[Path] = []
+        for folder in level:
+            # Such large folders are corpora, and it takes minutes to see all.
+            if num_listed < SEARCH_FOLDERS:
+                below += _list_folders(folder)
+                num_listed += 1
+        found += [folder for folder in below if is_corpus(folder)]
+        level = [folder for folder in below if folder not in found]
+    require(
+        len(found) < 2,
+        f"SOURCE {source} holds several corpora of this kind. Give one of "
+        f"them: {', '.join(map(str, found))}.",
+    )
+    return found[0] if found else source
+
+
+def _list_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that are not hidden, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                Path(entry.path)
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir()
+            )
+    except OSError:  # not ours to complain about: it may be of no interest
+        return []
 
 
 def check_holds(folder: Path, names: Sequence[str], advice: str) -> None:
@@ -88,6 +146,19 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise UserError(message)
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raise `UserError` where the size of a validation set is out of range.
+
+    Arguments
+    ---------
+    name : str
+        The name of the option, with its dashes.
+    fraction : float
+        Its value, which must be in [0, 1).
+    """
+    require(0 <= fraction < 1, f"{name} is {fraction:g}; it must be in [0, 1).")
 
 
 def list_files(
@@ -181,7 +252,7 @@ def choose_validation(
             "its size."
         )
     chosen: set[str] = set()
-    for group in sorted(group_seconds, key=hash_of):
+    for group in sorted(group_seconds, key=shuffling_key):
         if group_seconds[group] <= budget_s:
             chosen.add(group)
             budget_s -= group_seconds[group]
@@ -246,12 +317,12 @@ def assign_splits(
     return {split: f"{split}.csv" for split in splits}
 
 
-def add_trials(report: Report, trials: Sequence[Trial]) -> None:
+def add_trials(account: Account, trials: Sequence[Trial]) -> None:
     """Write trials.csv beside the manifests.
 
     Arguments
     ---------
-    report : Report
+    account : Account
         Of this preparation; trials.csv becomes a part of it.
     trials : Sequence of Trial
         Some of the same speaker, and some of two.
@@ -260,13 +331,13 @@ def add_trials(report: Report, trials: Sequence[Trial]) -> None:
         {trial.target for trial in trials} == {"0", "1"},
         f"Only {len(trials):,} trials are usable, and error rates need trials "
         "of the same speaker (1) as well as of two speakers (0). Repair the "
-        f"corpus.\n{report.summary()}",
+        f"corpus.\n{account.summary()}",
     )
-    write_trials(Path(report.manifest_dir) / TRIALS_NAME, trials)
-    report.further[TRIALS_NAME] = len(trials)
+    write_trials(Path(account.manifests_folder) / TRIALS_NAME, trials)
+    account.other_files[TRIALS_NAME] = len(trials)
 
 
-def hash_of(name: str) -> str:
+def shuffling_key(name: str) -> str:
     """Return a key that sorts names in an order that means nothing.
 
     Arguments

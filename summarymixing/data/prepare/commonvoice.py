@@ -13,33 +13,23 @@ from pathlib import Path, PurePosixPath
 from summarymixing.data.prepare.common import (
     assign_splits,
     check_holds,
-    check_source,
+    find_corpus,
     list_files,
 )
-from summarymixing.data.prepare.listing import (
-    Listing,
-    Recording,
-    process_recording,
-)
-from summarymixing.data.prepare.pipeline import (
-    Corpus,
-    Preparation,
-    add_no_arguments,
-)
+from summarymixing.data.prepare.corpus import Corpus, NoOptions
+from summarymixing.data.prepare.listing import Listing, Recording
+from summarymixing.data.prepare.pipeline import Plan
 from summarymixing.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 CLIPS = "clips"
 LAYOUT = "clips/NAME.mp3 beside train.tsv, dev.tsv and test.tsv"
 
-# Of the columns, which stand in another order in other releases.
+# Names of columns; their order differs between releases.
 CLIP, SPEAKER, SENTENCE = "path", "client_id", "sentence"
 
 
-def plan_commonvoice(
-    corpus_dir: Path,
-    manifest_dir: Path,
-) -> Preparation:
+def plan_commonvoice(source: Path, _: NoOptions) -> Plan:
     """Plan train.csv, dev.csv and test.csv of one language.
 
     The labels are speaker and transcript; white space in transcripts is
@@ -47,57 +37,48 @@ def plan_commonvoice(
 
     Arguments
     ---------
-    corpus_dir : Path
+    source : Path
         The folder of the language, for example
-        `cv-corpus-11.0-2022-09-21/cy`.
-    manifest_dir : Path
-        Where the manifests and report.json are written.
+        `cv-corpus-11.0-2022-09-21/cy`, or a folder above it.
+    _ : NoOptions
+        This corpus has no options.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept, and the names of unusable clips and
-        lines.
+    Plan
+        The work, with the names of unusable lines.
     """
-    corpus_dir = check_source(corpus_dir)
-    tables = [f"{split}.tsv" for split in SPLITS]
+    names = [CLIPS, *(f"{split}.tsv" for split in SPLITS)]
+    source = find_corpus(
+        source, lambda folder: all((folder / n).exists() for n in names)
+    )
     check_holds(
-        corpus_dir,
-        [CLIPS, *tables],
+        source,
+        names,
         "Give the folder of one language, such as "
         f".../cv-corpus-11.0-2022-09-21/cy, as SOURCE ({LAYOUT}).",
     )
     listing = Listing()
     for split in SPLITS:
-        _list_split(corpus_dir, split, listing)
-    return Preparation(
-        corpus="commonvoice",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={},
-        files=list_files(corpus_dir, (".mp3", *tables)),
-        tasks=listing.tasks,
-        work=partial(process_recording, root=corpus_dir),
-        assign=partial(
-            assign_splits,
-            splits=SPLITS,
-            advice=f"Expected {LAYOUT}. Unpack the archive again.",
-        ),
-        expected=LAYOUT,
+        _list_split(source, split, listing)
+    advice = f"Expected {LAYOUT}. Unpack the archive again."
+    return listing.plan(
+        source,
+        list_files(source, (".mp3", *names[1:])),
+        assign=partial(assign_splits, splits=SPLITS, advice=advice),
         replaces=[f"{split}.csv" for split in SPLITS],
-        listed=listing.outcome,
     )
 
 
-def _list_split(corpus_dir: Path, split: str, listing: Listing) -> None:
+def _list_split(source: Path, split: str, listing: Listing) -> None:
     """Read the table of a split; its first line names the columns."""
-    lines = listing.read_lines(corpus_dir, f"{split}.tsv")
+    lines = listing.read_lines(source, f"{split}.tsv")
     _, header = next(lines, ("", ""))
     columns = header.split("\t")
     missing = [c for c in (CLIP, SPEAKER, SENTENCE) if c not in columns]
     if missing:
         raise UserError(
-            f"{corpus_dir / split}.tsv has no column {', '.join(missing)}; "
+            f"{source / split}.tsv has no column {', '.join(missing)}; "
             f"its first line is {header[:80]!r}. Copy it again from the "
             "archive."
         )
@@ -124,6 +105,6 @@ def _list_split(corpus_dir: Path, split: str, listing: Listing) -> None:
 CORPUS = Corpus(
     name="commonvoice",
     summary="Common Voice, one language (train, dev, test)",
-    add_arguments=add_no_arguments,
-    plan=plan_commonvoice,
+    layout=LAYOUT,
+    list_work=plan_commonvoice,
 )

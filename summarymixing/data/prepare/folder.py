@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from summarymixing.data.prepare.common import (
     TRAIN_NAME,
     VALID_NAME,
     assign_train_valid,
-    check_source,
+    check_fraction,
     list_files,
     require,
 )
+from summarymixing.data.prepare.corpus import Corpus, option
 from summarymixing.data.prepare.cutting import (
     ROUNDING_S,
     Clip,
@@ -27,154 +28,81 @@ from summarymixing.data.prepare.cutting import (
     cut_evenly,
     join_clips,
 )
-from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.prepare.pipeline import Plan
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-MIN_SECONDS = 1.0
-MAX_SECONDS = 30.0
-VALID_FRACTION = 0.05
 
 Cutter = Callable[[Path, AudioInfo, float], list[list[Clip]]]
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of a folder of audio.
+@dataclass(frozen=True)
+class FolderOptions:
+    """The options of `prepare.py folder`."""
 
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of `prepare.py folder`.
-    """
-    parser.add_argument(
-        "--cut",
-        choices=tuple(CUTTERS),
-        default="energy",
-        help="how to cut files over --max_seconds: at pauses, which are left "
-        "out, or into even pieces (default: %(default)s)",
+    cut: str = option(
+        "energy",
+        "how to cut files over --max_seconds: at pauses, which are left out, "
+        "or into even pieces",
+        choices=("energy", "even"),
     )
-    parser.add_argument(
-        "--max_seconds",
-        type=float,
-        default=MAX_SECONDS,
-        help="longest row (default: %(default)g)",
+    max_seconds: float = option(30.0, "the longest row")
+    min_seconds: float = option(1.0, "drop shorter rows")
+    valid_fraction: float = option(
+        0.05,
+        "the largest part of the audio that validation may take; 0 for none, "
+        "and training then needs a valid.csv from elsewhere",
     )
-    parser.add_argument(
-        "--min_seconds",
-        type=float,
-        default=MIN_SECONDS,
-        help="drop shorter rows (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--valid_fraction",
-        type=float,
-        default=VALID_FRACTION,
-        help="most of the audio that validation may take; 0 for none, and "
-        "training then needs a valid.csv from elsewhere (default: "
-        "%(default)g)",
-    )
-    parser.add_argument(
-        "--split_by",
+    split_by: str = option(
+        "file",
+        "what train and valid never share: files, or the folders at the top "
+        "of SOURCE, for example of speakers",
         choices=("file", "folder"),
-        default="file",
-        help="what train and valid never share: files, or the folders at the "
-        "top of SOURCE, for example of speakers (default: %(default)s)",
     )
 
 
-def plan_folder(
-    corpus_dir: Path,
-    manifest_dir: Path,
-    *,
-    cut: str = "energy",
-    max_seconds: float = MAX_SECONDS,
-    min_seconds: float = MIN_SECONDS,
-    valid_fraction: float = VALID_FRACTION,
-    split_by: str = "file",
-) -> Preparation:
+def plan_folder(source: Path, options: FolderOptions) -> Plan:
     """Plan train.csv and valid.csv for any folder of audio.
 
     Arguments
     ---------
-    corpus_dir : Path
+    source : Path
         Searched recursively for flac, wav, ogg, opus and mp3 files of any
         rate and number of channels.
-    manifest_dir : Path
-        Where the manifests and report.json are written.
-    cut : str
-        "energy" or "even": how longer files are cut.
-    max_seconds, min_seconds : float
-        Longest and shortest row.
-    valid_fraction : float
-        Most of the audio that validation may take, in [0, 1).
-    split_by : str
-        "file" or "folder": what train and valid never share.
+    options : FolderOptions
+        The options of the command line.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept and dropped, by reason.
+    Plan
+        The work, one item for each file.
     """
     require(
-        0 < min_seconds <= max_seconds,
-        f"Lengths must satisfy 0 < min_seconds ({min_seconds:g}) <= "
-        f"max_seconds ({max_seconds:g}).",
+        0 < options.min_seconds <= options.max_seconds,
+        f"Lengths must satisfy 0 < min_seconds ({options.min_seconds:g}) <= "
+        f"max_seconds ({options.max_seconds:g}).",
     )
-    require(
-        0 <= valid_fraction < 1,
-        f"--valid_fraction is {valid_fraction:g}; it must be in [0, 1).",
-    )
-    require(cut in CUTTERS, f"--cut is {cut!r}; give {' or '.join(CUTTERS)}.")
-    require(
-        split_by in ("file", "folder"),
-        f"--split_by is {split_by!r}; give file or folder.",
-    )
-    corpus_dir = check_source(corpus_dir)
-    files = list_files(corpus_dir, SUFFIXES)
+    check_fraction("--valid_fraction", options.valid_fraction)
+    files = list_files(source, SUFFIXES)
     require(
         bool(files),
-        f"There is no audio ({', '.join(SUFFIXES)}) in {corpus_dir}. Give the "
+        f"There is no audio ({', '.join(SUFFIXES)}) in {source}. Give the "
         "folder that holds the files; its sub-folders are searched too.",
     )
-    return Preparation(
-        corpus="folder",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={
-            "cut": cut,
-            "max_seconds": max_seconds,
-            "min_seconds": min_seconds,
-            "valid_fraction": valid_fraction,
-            "split_by": split_by,
-        },
+    return Plan(
+        source=source,
         files=files,
-        tasks=[file.relative for file in files],
-        work=partial(
-            process_file,
-            root=corpus_dir,
-            cut=cut,
-            max_seconds=max_seconds,
-            min_seconds=min_seconds,
-            split_by=split_by,
-        ),
+        work_items=[file.relative for file in files],
+        work=partial(process_file, root=source, options=options),
         assign=partial(
             assign_train_valid,
-            max_fraction=valid_fraction,
+            max_fraction=options.valid_fraction,
             max_seconds=float("inf"),
         ),
-        expected=f"audio files ({', '.join(SUFFIXES)})",
         replaces=(TRAIN_NAME, VALID_NAME),
     )
 
 
-def process_file(
-    name: str,
-    *,
-    root: Path,
-    cut: str,
-    max_seconds: float,
-    min_seconds: float,
-    split_by: str,
-) -> Outcome:
+def process_file(name: str, *, root: Path, options: FolderOptions) -> Outcome:
     """Turn one file into rows.
 
     Arguments
@@ -182,32 +110,28 @@ def process_file(
     name : str
         Path of the file below `root`.
     root : Path
-        The corpus.
-    cut : str
-        How to cut it if it is longer than `max_seconds`.
-    max_seconds, min_seconds : float
-        Longest and shortest row.
-    split_by : str
-        "file" or "folder".
+        The folder of the corpus.
+    options : FolderOptions
+        They say how to cut the file, and how long its rows may be.
 
     Returns
     -------
     Outcome
-        Rows, or the problem.
+        The rows, or the problem.
     """
     path = root / name
     try:
         info = audio_info(path)
-        pieces = _cut_file(path, info, cut, max_seconds)
+        pieces = _cut_file(path, info, options.cut, options.max_seconds)
     except AudioError as error:
         return Outcome(problems=[(error.reason, name)])
     except DamagedAudioError as error:
         return Outcome(problems=[(str(error), name)])
     outcome = Outcome(
-        group=name if split_by == "file" else name.split("/")[0],
+        group=name if options.split_by == "file" else name.split("/")[0],
         found_s=info.duration_s,
     )
-    _add_rows(outcome, pieces, name, path, min_seconds)
+    _add_rows(outcome, pieces, name, path, options.min_seconds)
     return outcome
 
 
@@ -273,6 +197,7 @@ def _add_rows(
 CORPUS = Corpus(
     name="folder",
     summary="any folder of audio (flac, wav, ogg, opus, mp3)",
-    add_arguments=add_arguments,
-    plan=plan_folder,
+    layout=f"audio files ({', '.join(SUFFIXES)})",
+    list_work=plan_folder,
+    options=FolderOptions,
 )

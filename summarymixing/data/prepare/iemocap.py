@@ -13,9 +13,9 @@ training to say.
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +23,13 @@ from summarymixing.data.prepare.account import holds_miniature
 from summarymixing.data.prepare.common import (
     FoundFile,
     check_holds,
-    check_source,
+    find_corpus,
     list_files,
     require,
 )
-from summarymixing.data.prepare.listing import (
-    Listing,
-    Recording,
-    process_recording,
-)
-from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.prepare.corpus import Corpus, option
+from summarymixing.data.prepare.listing import Listing, Recording
+from summarymixing.data.prepare.pipeline import Plan
 from summarymixing.errors import UserError
 
 SESSIONS = (1, 2, 3, 4, 5)
@@ -44,7 +41,7 @@ EMOTIONS = {
     "ang": "ang",
 }
 
-# Of the release, of each emotion and in all.
+# Utterances in the release, of each emotion and in all.
 RELEASED = {"neu": 1708, "hap": 1636, "sad": 1084, "ang": 1103}
 EXPECTED_UTTERANCES = sum(RELEASED.values())  # 5531
 
@@ -62,30 +59,20 @@ LABEL_LINE = re.compile(
 )
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of IEMOCAP.
+@dataclass(frozen=True)
+class IemocapOptions:
+    """The options of `prepare.py iemocap`."""
 
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of `prepare.py iemocap`.
-    """
-    parser.add_argument(
-        "--expected_utterances",
-        type=int,
-        metavar="N",
-        help="refuse a corpus with more or fewer usable utterances; 0 for any "
+    expected_utterances: int | None = option(
+        None,
+        "refuse a corpus with more or fewer usable utterances; 0 for any "
         f"number (default: {EXPECTED_UTTERANCES}, the whole release; 0 for a "
         "miniature corpus)",
+        metavar="N",
     )
 
 
-def plan_iemocap(
-    corpus_dir: Path,
-    manifest_dir: Path,
-    *,
-    expected_utterances: int | None = None,
-) -> Preparation:
+def plan_iemocap(source: Path, options: IemocapOptions) -> Plan:
     """Plan utterances.csv, with labels speaker, mp3s_speaker and emotion.
 
     Speakers are "1" to "10", women odd and men even; see `mp3s_speaker` for
@@ -93,68 +80,56 @@ def plan_iemocap(
 
     Arguments
     ---------
-    corpus_dir : Path
-        The folder `IEMOCAP_full_release`, which holds the sessions.
-    manifest_dir : Path
-        Where the manifest and report.json are written.
-    expected_utterances : int, optional
-        Any other number of usable utterances is an error; 0 for any number.
-        By default that of the whole release, and any for a miniature corpus.
+    source : Path
+        The folder `IEMOCAP_full_release`, which holds the sessions, or a
+        folder above it.
+    options : IemocapOptions
+        The options of the command line.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept and dropped, and the names of unusable
-        files and lines.
+    Plan
+        The work, with the names of unusable lines.
     """
-    require(
-        (expected_utterances or 0) >= 0,
-        "--expected_utterances must be 0 or more.",
+    names = [f"Session{session}" for session in SESSIONS]
+    source = find_corpus(
+        source, lambda folder: any((folder / name).is_dir() for name in names)
     )
-    corpus_dir = check_source(corpus_dir)
-    if expected_utterances is None:
-        miniature = holds_miniature(corpus_dir)
-        expected_utterances = 0 if miniature else EXPECTED_UTTERANCES
+    expected = options.expected_utterances
+    if expected is None:
+        expected = 0 if holds_miniature(source) else EXPECTED_UTTERANCES
+    require(expected >= 0, "--expected_utterances must be 0 or more.")
     listing = Listing()
     files: list[FoundFile] = []
-    for session in SESSIONS:
-        files += _list_session(corpus_dir, f"Session{session}", listing)
-    require(bool(files), f"{corpus_dir} holds no sessions. {ADVICE}")
-    return Preparation(
-        corpus="iemocap",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={"expected_utterances": expected_utterances},
-        files=files,
-        tasks=listing.tasks,
-        work=partial(process_recording, root=corpus_dir),
-        assign=partial(_check_utterances, expected=expected_utterances),
-        expected=LAYOUT,
+    for name in names:
+        files += _list_session(source, name, listing)
+    require(bool(files), f"{source} holds no sessions. {ADVICE}")
+    return listing.plan(
+        source,
+        files,
+        assign=partial(_check_utterances, expected=expected),
         replaces=[MANIFEST],
-        listed=listing.outcome,
     )
 
 
 def _list_session(
-    corpus_dir: Path, session: str, listing: Listing
+    source: Path, session: str, listing: Listing
 ) -> list[FoundFile]:
     """Read the labels of a session; return these files and its recordings."""
-    if not (corpus_dir / session).is_dir():
+    if not (source / session).is_dir():
         listing.note("session is missing", session)
         return []
-    check_holds(corpus_dir / session, [LABELS, AUDIO], ADVICE)
+    check_holds(source / session, [LABELS, AUDIO], ADVICE)
     tables = [
         file
-        for file in list_files(
-            corpus_dir, (".txt",), below=f"{session}/{LABELS}"
-        )
+        for file in list_files(source, (".txt",), below=f"{session}/{LABELS}")
         # Folders beside them hold the votes of each rater.
         if file.relative.count("/") == LABELS.count("/") + 2
     ]
     labelled: set[str] = set()
     for table in tables:
-        labelled |= _read_labels(corpus_dir, session, table.relative, listing)
-    audio = list_files(corpus_dir, (".wav",), below=f"{session}/{AUDIO}")
+        labelled |= _read_labels(source, session, table.relative, listing)
+    audio = list_files(source, (".wav",), below=f"{session}/{AUDIO}")
     for file in audio:
         if file.relative not in labelled:
             listing.note("recording without a label", file.relative)
@@ -211,11 +186,11 @@ def _check_utterances(
 
 
 def _read_labels(
-    corpus_dir: Path, session: str, table: str, listing: Listing
+    source: Path, session: str, table: str, listing: Listing
 ) -> set[str]:
     """Return the paths of the recordings that have a label."""
     labelled = set()
-    for place, line in listing.read_lines(corpus_dir, table):
+    for place, line in listing.read_lines(source, table):
         match = LABEL_LINE.fullmatch(line.rstrip())
         if not match:
             if line.startswith("["):  # the others are votes and comments
@@ -246,6 +221,7 @@ def _number_speaker(utterance: str, sex: str) -> str:
 CORPUS = Corpus(
     name="iemocap",
     summary="IEMOCAP: neutral, happy, sad and angry utterances",
-    add_arguments=add_arguments,
-    plan=plan_iemocap,
+    layout=LAYOUT,
+    list_work=plan_iemocap,
+    options=IemocapOptions,
 )

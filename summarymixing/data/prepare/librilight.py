@@ -9,10 +9,9 @@ written: a row lists its clips.
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,19 +23,16 @@ from summarymixing.data.prepare.common import (
     VALID_NAME,
     FoundFile,
     assign_train_valid,
-    check_source,
+    find_corpus,
     list_files,
     require,
 )
+from summarymixing.data.prepare.corpus import Corpus, option
 from summarymixing.data.prepare.cutting import ROUNDING_S, Clip, join_clips
-from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.prepare.pipeline import Plan
 from summarymixing.errors import UserError
 
 SPLITS = ("small", "medium", "large")
-MAX_JOINED_SECONDS = 30.0
-MAX_CLIP_SECONDS = 60.0
-MIN_SECONDS = 2.0
-VALID_HOURS = 5.0
 MAX_OVERLAP_S = 0.05  # of neighbours: cut off, where more is malformed
 MAX_VALID_FRACTION = 0.05  # a bound for small corpora
 
@@ -45,147 +41,76 @@ DEPTH = LAYOUT.count("/")  # folders above a recording, the split included
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The lengths of the clip rule, in seconds.
+class LibriLightOptions:
+    """The options of `prepare.py librilight`; the lengths are the clip rule."""
 
-    Arguments
-    ---------
-    min_seconds : float
-        Shorter sequences are dropped.
-    max_joined_seconds : float
-        Adjacent clips are joined up to this sum.
-    max_clip_seconds : float
-        Longer clips are dropped.
-    """
-
-    min_seconds: float = MIN_SECONDS
-    max_joined_seconds: float = MAX_JOINED_SECONDS
-    max_clip_seconds: float = MAX_CLIP_SECONDS
+    splits: tuple[str, ...] | None = option(
+        None,
+        f"the splits to take (default: {', '.join(SPLITS)}, as far as they "
+        "are there)",
+        metavar="NAME",
+    )
+    max_joined_seconds: float = option(
+        30.0, "join adjacent clips up to this sum"
+    )
+    max_clip_seconds: float = option(60.0, "drop longer clips")
+    min_seconds: float = option(2.0, "drop shorter sequences")
+    valid_hours: float = option(
+        5.0,
+        "hours of validation, at most 5 % of what is kept; 0 for none, and "
+        "training then needs a valid.csv from elsewhere",
+    )
+    valid_by: str = option(
+        "recording",
+        "what train and valid never share",
+        choices=("recording", "speaker"),
+    )
 
 
 class MetadataError(Exception):
     """A JSON file that does not say where the speech is."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of Libri-Light.
-
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of `prepare.py librilight`.
-    """
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        metavar="NAME",
-        help="splits below SOURCE (default: small, medium and large, those "
-        "present)",
-    )
-    parser.add_argument(
-        "--max_joined_seconds",
-        type=float,
-        default=MAX_JOINED_SECONDS,
-        help="join adjacent clips up to this sum (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--max_clip_seconds",
-        type=float,
-        default=MAX_CLIP_SECONDS,
-        help="drop longer clips (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--min_seconds",
-        type=float,
-        default=MIN_SECONDS,
-        help="drop shorter sequences (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--valid_hours",
-        type=float,
-        default=VALID_HOURS,
-        help="hours of validation, at most 5 %% of what is kept; 0 for none, "
-        "and training then needs a valid.csv from elsewhere (default: "
-        "%(default)g)",
-    )
-    parser.add_argument(
-        "--valid_by",
-        choices=("recording", "speaker"),
-        default="recording",
-        help="what train and valid never share (default: %(default)s)",
-    )
-
-
-def plan_librilight(
-    corpus_dir: Path,
-    manifest_dir: Path,
-    *,
-    splits: Sequence[str] | None = None,
-    min_seconds: float = MIN_SECONDS,
-    max_joined_seconds: float = MAX_JOINED_SECONDS,
-    max_clip_seconds: float = MAX_CLIP_SECONDS,
-    valid_hours: float = VALID_HOURS,
-    valid_by: str = "recording",
-) -> Preparation:
+def plan_librilight(source: Path, options: LibriLightOptions) -> Plan:
     """Plan train.csv and valid.csv for Libri-Light.
 
     Arguments
     ---------
-    corpus_dir : Path
-        A split (`.../medium`), or a folder that holds splits.
-    manifest_dir : Path
-        Where the manifests and report.json are written.
-    splits : Sequence of str, optional
-        Splits to take; by default small, medium and large, those present.
-    min_seconds, max_joined_seconds, max_clip_seconds : float
-        The clip rule, see `Limits`.
-    valid_hours : float
-        Hours of validation, at most 5 % of what is kept.
-    valid_by : str
-        "recording" or "speaker": what train and valid never share.
+    source : Path
+        A split (`.../medium`), a folder that holds splits, or a folder above
+        that.
+    options : LibriLightOptions
+        The options of the command line.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept and dropped, by reason.
+    Plan
+        The work, one item for each recording.
     """
-    limits = Limits(min_seconds, max_joined_seconds, max_clip_seconds)
-    _check_options(limits, valid_hours, valid_by)
-    corpus_dir = check_source(corpus_dir)
-    root, splits = _find_splits(corpus_dir, splits)
+    _check_options(options)
+    source, root, splits = _find_splits(source, options.splits)
     files = [
         file
         for split in splits
         for file in list_files(root, (".flac", ".json"), below=split)
     ]
-    _check_level(corpus_dir, files)
-    return Preparation(
-        corpus="librilight",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={
-            **asdict(limits),
-            "splits": splits,
-            "valid_hours": valid_hours,
-            "valid_by": valid_by,
-        },
+    _check_level(source, files)
+    return Plan(
+        source=source,
         files=files,
-        tasks=sorted({file.relative.rpartition(".")[0] for file in files}),
-        work=partial(
-            process_recording, root=root, limits=limits, group_by=valid_by
-        ),
+        work_items=sorted({f.relative.rpartition(".")[0] for f in files}),
+        work=partial(process_recording, root=root, options=options),
         assign=partial(
             assign_train_valid,
             max_fraction=MAX_VALID_FRACTION,
-            max_seconds=3600 * valid_hours,
+            max_seconds=3600 * options.valid_hours,
         ),
-        expected=LAYOUT,
         replaces=(TRAIN_NAME, VALID_NAME),
     )
 
 
 def process_recording(
-    stem: str, *, root: Path, limits: Limits, group_by: str
+    stem: str, *, root: Path, options: LibriLightOptions
 ) -> Outcome:
     """Cut one recording.
 
@@ -194,16 +119,14 @@ def process_recording(
     stem : str
         "SPLIT/SPEAKER/BOOK/NAME", without an ending.
     root : Path
-        Folder that holds the splits.
-    limits : Limits
-        The clip rule.
-    group_by : str
-        "recording" or "speaker".
+        The folder that holds the splits.
+    options : LibriLightOptions
+        The clip rule, and what train and valid never share.
 
     Returns
     -------
     Outcome
-        Rows, or the problem.
+        The rows, or the problem.
     """
     parts = stem.split("/")
     if len(parts) != DEPTH + 1:
@@ -220,10 +143,10 @@ def process_recording(
         reason = f"recording: {error.reason}"
         return Outcome(problems=[(reason, f"{stem}.flac")])
     outcome = Outcome(
-        group=stem if group_by == "recording" else parts[1],
+        group=stem if options.valid_by == "recording" else parts[1],
         found_s=duration_s,
     )
-    _cut(outcome, clips, stem, path, limits)
+    _cut(outcome, clips, stem, path, options)
     return outcome
 
 
@@ -275,7 +198,11 @@ def read_voice_activity(path: Path) -> list[Clip]:
 
 
 def _cut(
-    outcome: Outcome, clips: list[Clip], stem: str, path: Path, limits: Limits
+    outcome: Outcome,
+    clips: list[Clip],
+    stem: str,
+    path: Path,
+    options: LibriLightOptions,
 ) -> None:
     """Add the rows of a recording and what is dropped of it."""
     duration_s = outcome.found_s
@@ -287,14 +214,14 @@ def _cut(
         outcome.problems.append((reason, f"{stem}.json"))
     sequences, too_long = join_clips(
         inside,
-        max_joined_s=limits.max_joined_seconds,
-        max_clip_s=limits.max_clip_seconds,
+        max_joined_s=options.max_joined_seconds,
+        max_clip_s=options.max_clip_seconds,
     )
     for clip in too_long:
-        reason = f"clip longer than {limits.max_clip_seconds:g} s"
+        reason = f"clip longer than {options.max_clip_seconds:g} s"
         outcome.dropped.append((reason, clip[1] - clip[0]))
     for sequence in sequences:
-        _add_sequence(outcome, sequence, stem, path, limits.min_seconds)
+        _add_sequence(outcome, sequence, stem, path, options.min_seconds)
     silence_s = duration_s - sum(stop - start for start, stop in inside)
     if silence_s > ROUNDING_S:
         outcome.dropped.append(("no voice activity", silence_s))
@@ -336,46 +263,49 @@ def _add_sequence(
     )
 
 
-def _check_options(limits: Limits, valid_hours: float, valid_by: str) -> None:
+def _check_options(options: LibriLightOptions) -> None:
     require(
         0
-        < limits.min_seconds
-        <= limits.max_joined_seconds
-        <= limits.max_clip_seconds,
-        f"Lengths must satisfy 0 < min_seconds ({limits.min_seconds:g}) <= "
-        f"max_joined_seconds ({limits.max_joined_seconds:g}) <= "
-        f"max_clip_seconds ({limits.max_clip_seconds:g}).",
+        < options.min_seconds
+        <= options.max_joined_seconds
+        <= options.max_clip_seconds,
+        f"Lengths must satisfy 0 < min_seconds ({options.min_seconds:g}) <= "
+        f"max_joined_seconds ({options.max_joined_seconds:g}) <= "
+        f"max_clip_seconds ({options.max_clip_seconds:g}).",
     )
-    require(valid_hours >= 0, "--valid_hours must be 0 or more.")
-    require(
-        valid_by in ("recording", "speaker"),
-        f"--valid_by is {valid_by!r}; give recording or speaker.",
-    )
+    require(options.valid_hours >= 0, "--valid_hours must be 0 or more.")
 
 
 def _find_splits(
-    corpus_dir: Path, splits: Sequence[str] | None
-) -> tuple[Path, list[str]]:
-    """Return the folder that holds the splits, and their names."""
-    if splits:
-        missing = [s for s in splits if not (corpus_dir / s).is_dir()]
-        require(
-            not missing,
-            f"{corpus_dir} has no split {', '.join(missing)}. Give the folder "
-            "that holds the splits as SOURCE, or a split without --splits.",
-        )
-        return corpus_dir, sorted(set(splits))
-    present = [name for name in SPLITS if (corpus_dir / name).is_dir()]
+    source: Path, splits: Sequence[str] | None
+) -> tuple[Path, Path, list[str]]:
+    """Return the corpus, the folder that holds the splits, and their names."""
+    wanted = sorted(set(splits or SPLITS))
+
+    def list_present(folder: Path) -> list[str]:
+        return [name for name in wanted if (folder / name).is_dir()]
+
+    def is_corpus(folder: Path) -> bool:
+        return bool(list_present(folder)) or folder.name in wanted
+
+    source = find_corpus(source, is_corpus)
+    present = list_present(source)
+    missing = [name for name in wanted if name not in present]
+    require(
+        not (splits and missing),
+        f"{source} has no split {', '.join(missing)}. Give the folder that "
+        "holds the splits as SOURCE, or a split without --splits.",
+    )
     if present:
-        return corpus_dir, present
-    return corpus_dir.parent, [corpus_dir.name]
+        return source, source, present
+    return source, source.parent, [source.name]
 
 
-def _check_level(corpus_dir: Path, files: Sequence[FoundFile]) -> None:
+def _check_level(source: Path, files: Sequence[FoundFile]) -> None:
     """Find out whether the user pointed above or below a split."""
     require(
         bool(files),
-        f"There is no .flac or .json file in {corpus_dir}. Expected {LAYOUT}; "
+        f"There is no .flac or .json file in {source}. Expected {LAYOUT}; "
         "give a split folder, such as .../medium, or the folder above it.",
     )
     depths = Counter(file.relative.count("/") for file in files)
@@ -385,7 +315,7 @@ def _check_level(corpus_dir: Path, files: Sequence[FoundFile]) -> None:
     side = "above" if depth > DEPTH else "below"
     example = next(f for f in files if f.relative.count("/") == depth)
     raise UserError(
-        f"{corpus_dir} seems to be a folder {side} the splits: most "
+        f"{source} seems to be a folder {side} the splits: most "
         f"recordings are like {example.relative}, expected {LAYOUT}. Give a "
         "split folder, such as .../medium, or the folder that holds small, "
         "medium and large (other names: --splits)."
@@ -395,6 +325,7 @@ def _check_level(corpus_dir: Path, files: Sequence[FoundFile]) -> None:
 CORPUS = Corpus(
     name="librilight",
     summary="Libri-Light as downloaded (FLAC and JSON, not cut)",
-    add_arguments=add_arguments,
-    plan=plan_librilight,
+    layout=LAYOUT,
+    list_work=plan_librilight,
+    options=LibriLightOptions,
 )

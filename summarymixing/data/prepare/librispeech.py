@@ -6,20 +6,21 @@ Layout: `SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` beside
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.common import (
     assign_splits,
-    check_source,
+    find_corpus,
     list_files,
+    require,
 )
+from summarymixing.data.prepare.corpus import Corpus, option
 from summarymixing.data.prepare.listing import Recording, add_row
-from summarymixing.data.prepare.pipeline import Corpus, Preparation
-from summarymixing.errors import UserError
+from summarymixing.data.prepare.pipeline import Plan
 
 SPLITS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
 LAYOUT = (
@@ -29,70 +30,53 @@ LAYOUT = (
 TRANSCRIPT_SUFFIX = ".trans.txt"
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of LibriSpeech.
+@dataclass(frozen=True)
+class LibriSpeechOptions:
+    """The options of `prepare.py librispeech`."""
 
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of `prepare.py librispeech`.
-    """
-    parser.add_argument(
-        "--splits",
-        nargs="+",
+    splits: tuple[str, ...] | None = option(
+        None,
+        f"the splits to take (default: {', '.join(SPLITS)}, as far as they "
+        "are there)",
         metavar="NAME",
-        help=f"splits below SOURCE (default: {', '.join(SPLITS)}; those "
-        "present)",
     )
 
 
-def plan_librispeech(
-    corpus_dir: Path,
-    manifest_dir: Path,
-    *,
-    splits: Sequence[str] | None = None,
-) -> Preparation:
+def plan_librispeech(source: Path, options: LibriSpeechOptions) -> Plan:
     """Plan SPLIT.csv for each split, with labels speaker and transcript.
 
     Arguments
     ---------
-    corpus_dir : Path
-        The folder `LibriSpeech`, which holds the splits.
-    manifest_dir : Path
-        Where the manifests and report.json are written.
-    splits : Sequence of str, optional
-        Splits to take; by default those of the MP3S benchmark, if present.
+    source : Path
+        The folder `LibriSpeech`, which holds the splits, or a folder above
+        it.
+    options : LibriSpeechOptions
+        The options of the command line.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept, and the names of unusable files.
+    Plan
+        The work, which notes the names of unusable files.
     """
-    corpus_dir = check_source(corpus_dir)
-    splits = _find_splits(corpus_dir, splits)
+    source, splits = _find_splits(source, options.splits)
     files = [
         file
         for split in splits
         for file in list_files(
-            corpus_dir, (".flac", TRANSCRIPT_SUFFIX), below=split
+            source, (".flac", TRANSCRIPT_SUFFIX), below=split
         )
     ]
     chapters = {str(PurePosixPath(file.relative).parent) for file in files}
-    return Preparation(
-        corpus="librispeech",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={"splits": splits},
+    advice = (
+        f"Expected {LAYOUT}. Repair these splits, or leave them out with "
+        "--splits."
+    )
+    return Plan(
+        source=source,
         files=files,
-        tasks=sorted(chapters),
-        work=partial(process_chapter, root=corpus_dir),
-        assign=partial(
-            assign_splits,
-            splits=splits,
-            advice=f"Expected {LAYOUT}. Repair these splits, or leave them "
-            "out with --splits.",
-        ),
-        expected=LAYOUT,
+        work_items=sorted(chapters),
+        work=partial(process_chapter, root=source),
+        assign=partial(assign_splits, splits=splits, advice=advice),
     )
 
 
@@ -170,21 +154,30 @@ def _read_transcripts(
     return transcripts
 
 
-def _find_splits(corpus_dir: Path, splits: Sequence[str] | None) -> list[str]:
+def _find_splits(
+    source: Path, splits: Sequence[str] | None
+) -> tuple[Path, list[str]]:
+    """Return the folder that holds the splits, and their names."""
     wanted = list(dict.fromkeys(splits or SPLITS))
-    present = [name for name in wanted if (corpus_dir / name).is_dir()]
+
+    def list_present(folder: Path) -> list[str]:
+        return [name for name in wanted if (folder / name).is_dir()]
+
+    source = find_corpus(source, lambda folder: bool(list_present(folder)))
+    present = list_present(source)
     missing = [name for name in wanted if name not in present]
-    if not present or (splits and missing):
-        raise UserError(
-            f"{corpus_dir} has no split {', '.join(missing)}. Give the folder "
-            f"LibriSpeech, which holds the splits, as SOURCE ({LAYOUT})."
-        )
-    return present
+    require(
+        bool(present) and not (splits and missing),
+        f"{source} has no split {', '.join(missing)}. Give the folder "
+        f"LibriSpeech, which holds the splits, as SOURCE ({LAYOUT}).",
+    )
+    return source, present
 
 
 CORPUS = Corpus(
     name="librispeech",
     summary="LibriSpeech (train-clean-100, dev-clean, test-clean, test-other)",
-    add_arguments=add_arguments,
-    plan=plan_librispeech,
+    layout=LAYOUT,
+    list_work=plan_librispeech,
+    options=LibriSpeechOptions,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ import soundfile
 
 from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
 from summarymixing.data.manifest import Row
-from summarymixing.data.prepare.account import Outcome
+from summarymixing.data.prepare.account import Account, Outcome
+from summarymixing.data.prepare.common import FoundFile
+from summarymixing.data.prepare.pipeline import Plan, write_nothing
 from summarymixing.errors import UserError
 
 # In what libsndfile notes about a wav: bytes stated, and bytes there.
@@ -44,12 +47,11 @@ class Recording(NamedTuple):
 class Listing:
     """Collects the recordings that the tables of a corpus name.
 
-    `tasks` and `outcome` are the arguments `tasks` and `listed` of a
-    `Preparation` that works with `process_recording`.
+    `plan` hands them over, and what was noted and dropped on the way.
     """
 
     def __init__(self) -> None:
-        self.tasks: list[str] = []
+        self.work_items: list[str] = []
         self.outcome = Outcome(num_recordings=0)
         self._ids: set[str] = set()
 
@@ -61,7 +63,7 @@ class Listing:
         recording : Recording
             What its line says.
         place : str
-            Where that line is, for the report.
+            Where that line is, for the account.
         """
         empty = [name for name, text in recording.labels.items() if not text]
         if empty:
@@ -70,7 +72,7 @@ class Listing:
             self.note("listed twice (the first counts)", place)
         else:
             self._ids.add(recording.id)
-            self.tasks.append(json.dumps(recording))
+            self.work_items.append(json.dumps(recording))
 
     def note(self, reason: str, place: str) -> None:
         """Note a problem.
@@ -97,6 +99,40 @@ class Listing:
         self.outcome.num_recordings += 1
         self.outcome.found_s += seconds
         self.outcome.dropped.append((reason, seconds))
+
+    def plan(
+        self,
+        source: Path,
+        files: Sequence[FoundFile],
+        *,
+        assign: Callable[[Mapping[str, float]], Mapping[str, str]],
+        replaces: Sequence[str],
+        finish: Callable[[Account], None] = write_nothing,
+    ) -> Plan:
+        """Return the plan that makes one row of each recording.
+
+        Arguments
+        ---------
+        source : Path
+            The folder that the paths of the recordings start at.
+        files, assign, replaces, finish
+            The fields of `Plan` of these names.
+
+        Returns
+        -------
+        Plan
+            The plan.
+        """
+        return Plan(
+            source=source,
+            files=files,
+            work_items=self.work_items,
+            work=partial(process_recording, root=source),
+            assign=assign,
+            replaces=replaces,
+            listing_outcome=self.outcome,
+            finish=finish,
+        )
 
     def read_lines(self, root: Path, name: str) -> Iterator[tuple[str, str]]:
         """Yield the lines of a table; note those that are not UTF-8.
@@ -129,13 +165,13 @@ class Listing:
                 yield place, line.rstrip("\r")
 
 
-def process_recording(task: str, *, root: Path) -> Outcome:
+def process_recording(item: str, *, root: Path) -> Outcome:
     """Make the row of one recording of a `Listing`.
 
     Arguments
     ---------
-    task : str
-        Of `Listing.tasks`.
+    item : str
+        Of `Listing.work_items`.
     root : Path
         The corpus.
 
@@ -144,7 +180,7 @@ def process_recording(task: str, *, root: Path) -> Outcome:
     Outcome
         The row, or the problem.
     """
-    recording = Recording(*json.loads(task))
+    recording = Recording(*json.loads(item))
     outcome = Outcome(group=recording.group)
     add_row(outcome, recording, root)
     return outcome

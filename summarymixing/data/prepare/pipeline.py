@@ -1,6 +1,6 @@
 """Runs a preparation in many processes; a killed one can go on.
 
-The tasks are worked on in chunks. The result of each chunk is a file below
+The work items are worked on in chunks. The result of each chunk is a file below
 `MANIFESTS/.partial`, written atomically, so that a second run takes up what
 the first has finished. When all are there they are put together in order;
 `report.json` is written last and says that the preparation is complete.
@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import threading
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,8 +29,8 @@ from tqdm import tqdm
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.data.prepare.account import (
     REPORT_NAME,
+    Account,
     Outcome,
-    Report,
     Total,
     holds_miniature,
 )
@@ -55,199 +54,192 @@ def _nothing_listed() -> Outcome:
     return Outcome(num_recordings=0)
 
 
-def _write_nothing(report: Report) -> None:
-    """Write no file beside the manifests."""
+def write_nothing(account: Account) -> None:
+    """Write no file beside the manifests.
+
+    Arguments
+    ---------
+    account : Account
+        The account of the preparation, left as it is.
+    """
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of a corpus: what to do with which files.
+
+    Arguments
+    ---------
+    source : Path
+        The folder of the corpus: SOURCE, or the right one below it.
+    files : Sequence of FoundFile
+        The files that the result depends on.
+    work_items : Sequence of str
+        What `work` is called with, in the order of the manifests.
+    work : Callable[[str], Outcome]
+        Does one item. It is called in other processes, so it must be a
+        function of a module, perhaps with `functools.partial`.
+    assign : Callable[[Mapping[str, float]], Mapping[str, str]]
+        Given the seconds of each group, names the manifest of each group. It
+        raises `UserError` where the groups are not what they must be: then no
+        manifest is written, and the account follows the message.
+    replaces : Sequence of str
+        Manifests of an earlier preparation that must not stay beside the new
+        ones: an old valid.csv may hold what is now in train.csv.
+    listing_outcome : Outcome
+        What was dropped, and what is wrong, as far as that was seen while
+        the work was listed; it has no rows.
+    finish : Callable[[Account], None]
+        Called when the manifests are there and report.json is not: writes
+        the files that belong to them, such as a list of trials, and counts
+        their lines in `account.other_files`.
+    """
+
+    source: Path
+    files: Sequence[FoundFile]
+    work_items: Sequence[str]
+    work: Callable[[str], Outcome]
+    assign: Callable[[Mapping[str, float]], Mapping[str, str]]
+    replaces: Sequence[str] = ()
+    listing_outcome: Outcome = field(default_factory=_nothing_listed)
+    finish: Callable[[Account], None] = write_nothing
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """All that a corpus hands over to be prepared.
+    """A plan with the names that its account gives.
 
     Arguments
     ---------
     corpus : str
-        Name of the corpus.
-    corpus_dir, manifest_dir : Path
-        SOURCE and MANIFESTS.
+        The name of the corpus.
+    layout : str
+        The files that it should hold, for the message that none is usable.
     options : Mapping[str, Any]
-        Whatever the result depends on, as JSON values.
-    files : Sequence of FoundFile
-        The files that the result depends on.
-    tasks : Sequence of str
-        What `work` is called with, in the order of the manifests.
-    work : Callable[[str], Outcome]
-        Does one task; called in other processes, so a function of a module.
-    assign : Callable[[Mapping[str, float]], Mapping[str, str]]
-        Given the seconds of each group, names the manifest of each group, or
-        raises `UserError` where they are not what they must be: then no
-        manifest is written, and the message goes on with the account.
-    expected : str
-        The layout of the corpus, for the message that nothing is usable.
-    replaces : Sequence of str
-        Manifests of an earlier preparation that must not stay beside the new
-        ones: an old valid.csv may hold what is now in train.csv.
-    listed : Outcome
-        What was dropped, and what is wrong, as far as that was seen while
-        the tasks were listed; it has no rows.
-    finish : Callable[[Report], None]
-        Called when the manifests are there and the report is not yet: writes
-        the files that belong to them, such as a list of trials, and counts
-        their lines in `report.further`.
+        The options, by name.
+    manifests_folder : Path
+        The folder that will hold the manifests and report.json.
+    plan : Plan
+        The work.
     """
 
     corpus: str
-    corpus_dir: Path
-    manifest_dir: Path
+    layout: str
     options: Mapping[str, Any]
-    files: Sequence[FoundFile]
-    tasks: Sequence[str]
-    work: Callable[[str], Outcome]
-    assign: Callable[[Mapping[str, float]], Mapping[str, str]]
-    expected: str
-    replaces: Sequence[str] = ()
-    listed: Outcome = field(default_factory=_nothing_listed)
-    finish: Callable[[Report], None] = _write_nothing
+    manifests_folder: Path
+    plan: Plan
 
-    def run(self, *, num_workers: int = 1, overwrite: bool = False) -> Report:
-        """Write the manifests and the report.
+    def run(self, *, num_workers: int = 1, overwrite: bool = False) -> Account:
+        """Write the manifests and the account.
 
         Arguments
         ---------
         num_workers : int
-            Processes; the result does not depend on them.
+            The number of processes; the result does not depend on it.
         overwrite : bool
-            Start anew even if this preparation is finished.
+            Whether to start anew even if this preparation is finished.
 
         Returns
         -------
-        Report
+        Account
             What was found, kept and dropped.
         """
         require(num_workers >= 1, "--num_workers must be at least 1.")
-        manifest_dir = Path(os.path.abspath(self.manifest_dir))
-        with _explain_write_errors(manifest_dir):
-            manifest_dir.mkdir(parents=True, exist_ok=True)
-            report = self._new_report(manifest_dir)
+        folder = Path(os.path.abspath(self.manifests_folder))
+        plan = self.plan
+        with _explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            account = self._new_account(folder)
             if overwrite:
                 # If this run is killed, the next one must not find the old.
-                (manifest_dir / REPORT_NAME).unlink(missing_ok=True)
-            finished = _find_finished(report)
+                (folder / REPORT_NAME).unlink(missing_ok=True)
+            finished = _find_finished(account)
             if finished is not None:
                 return finished
-            partial_dir = self._open_partial(report, overwrite)
-            chunks = _Chunks(partial_dir, self.tasks, self.work)
+            partial_folder = _open_partial(account, overwrite)
+            chunks = _Chunks(partial_folder, plan.work_items, plan.work)
             chunks.work_through(num_workers)
-            self._remove_earlier(manifest_dir)
-            report.add(self.listed)
-            _put_together(chunks, self.assign, report)
-            if report.manifests:
-                self.finish(report)
-            report.save()
-            shutil.rmtree(partial_dir.parent)
-        if not report.kept.count:
-            raise report.nothing_usable(self.expected)
-        return report
+            # The old account would describe files that are about to change.
+            for name in (REPORT_NAME, *plan.replaces):
+                (folder / name).unlink(missing_ok=True)
+            account.add(plan.listing_outcome)
+            _put_together(chunks, plan.assign, account)
+            if account.manifests:
+                plan.finish(account)
+            account.save()
+            shutil.rmtree(partial_folder.parent)
+        if not account.kept.count:
+            raise account.nothing_usable(self.layout)
+        return account
 
-    def _new_report(self, manifest_dir: Path) -> Report:
+    def _new_account(self, folder: Path) -> Account:
+        plan = self.plan
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in self.options.items()
+        }
+        miniature = holds_miniature(plan.source)
         key = [
             RULES_VERSION,
             self.corpus,
-            str(self.corpus_dir),
-            dict(self.options),
-            self.files,
-            self.tasks,
+            str(plan.source),
+            options,
+            plan.files,
+            plan.work_items,
+            miniature,
         ]
-        miniature = holds_miniature(self.corpus_dir)
-        if miniature:  # nothing else may change: real corpora are large
-            key.append("miniature")
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        return Report(
+        return Account(
             corpus=self.corpus,
-            source=str(self.corpus_dir),
-            manifest_dir=str(manifest_dir),
-            options=dict(self.options),
+            source=str(plan.source),
+            manifests_folder=str(folder),
+            options=options,
             fingerprint=digest,
             miniature=miniature,
         )
 
-    def _remove_earlier(self, manifest_dir: Path) -> None:
-        """Also the report: it must not vouch for what comes now."""
-        for name in (REPORT_NAME, *self.replaces):
-            (manifest_dir / name).unlink(missing_ok=True)
 
-    def _open_partial(self, report: Report, overwrite: bool) -> Path:
-        """Return the folder of finished chunks; those of others go."""
-        partial_dir = Path(report.manifest_dir) / ".partial"
-        mine = partial_dir / report.fingerprint[:16]
-        if partial_dir.exists() and (overwrite or not mine.exists()):
-            shutil.rmtree(partial_dir)
-        mine.mkdir(parents=True, exist_ok=True)
-        return mine
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One corpus of `recipes/prepare.py`.
-
-    Arguments
-    ---------
-    name : str
-        What users type.
-    summary : str
-        One line of help.
-    add_arguments : Callable[[ArgumentParser], None]
-        Adds the options of this corpus; their names are the keyword
-        arguments of `plan`.
-    plan : Callable[..., Preparation]
-        Called as `plan(corpus_dir, manifest_dir, **options)`; nothing is
-        written before its `run`.
-    """
-
-    name: str
-    summary: str
-    add_arguments: Callable[[ArgumentParser], None]
-    plan: Callable[..., Preparation]
-
-
-def add_no_arguments(parser: ArgumentParser) -> None:
-    """Add nothing, for a corpus without options.
-
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of its sub-command.
-    """
+def _open_partial(account: Account, overwrite: bool) -> Path:
+    """Return the folder of finished chunks; those of others go."""
+    partial_folder = Path(account.manifests_folder) / ".partial"
+    mine = partial_folder / account.fingerprint[:16]
+    if partial_folder.exists() and (overwrite or not mine.exists()):
+        shutil.rmtree(partial_folder)
+    mine.mkdir(parents=True, exist_ok=True)
+    return mine
 
 
 class _Chunks:
-    """The outcomes of all tasks, on disk.
+    """The outcomes of all work items, on disk.
 
     Arguments
     ---------
     folder : Path
         Where the chunks are written.
-    tasks : Sequence of str
-        All tasks.
+    work_items : Sequence of str
+        All work items.
     work : Callable[[str], Outcome]
-        Does one task.
+        Does one work item.
     """
 
     def __init__(
         self,
         folder: Path,
-        tasks: Sequence[str],
+        work_items: Sequence[str],
         work: Callable[[str], Outcome],
     ) -> None:
         # Not a function of the number of workers: a second run may have more.
-        size = min(MAX_CHUNK_SIZE, max(1, len(tasks) // MIN_CHUNKS))
+        size = min(MAX_CHUNK_SIZE, max(1, len(work_items) // MIN_CHUNKS))
         self.chunks = {
-            folder / f"{start // size:06d}.json": tasks[start : start + size]
-            for start in range(0, len(tasks), size)
+            folder / f"{start // size:06d}.json": work_items[
+                start : start + size
+            ]
+            for start in range(0, len(work_items), size)
         }
         self.work = work
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Yield the outcomes in the order of the tasks."""
+        """Yield the outcomes in the order of the work items."""
         for path in self.chunks:
             for saved in json.loads(path.read_text("utf-8")):
                 yield Outcome.from_json(saved)
@@ -292,11 +284,11 @@ class _Chunks:
     def _show_progress(
         self, todo: Sequence[Path], finished: Iterable[Path]
     ) -> None:
-        num_tasks = sum(map(len, self.chunks.values()))
+        num_items = sum(map(len, self.chunks.values()))
         num_todo = sum(len(self.chunks[path]) for path in todo)
         with tqdm(
-            total=num_tasks,
-            initial=num_tasks - num_todo,
+            total=num_items,
+            initial=num_items - num_todo,
             unit=" files",
             disable=None,  # no bar in log files
         ) as bar:
@@ -305,9 +297,9 @@ class _Chunks:
 
 
 def _finish_chunk(
-    path: Path, tasks: Sequence[str], work: Callable[[str], Outcome]
+    path: Path, work_items: Sequence[str], work: Callable[[str], Outcome]
 ) -> Path:
-    outcomes = [work(task).to_json() for task in tasks]
+    outcomes = [work(item).to_json() for item in work_items]
     with open_atomically(path, durable=False) as file:
         file.write(json.dumps(outcomes))  # faster than json.dump
     return path
@@ -334,22 +326,22 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _find_finished(report: Report) -> Report | None:
-    """Return the earlier report, if it is about this very preparation."""
-    manifest_dir = Path(report.manifest_dir)
-    earlier = Report.load(manifest_dir)
+def _find_finished(account: Account) -> Account | None:
+    """Return the earlier account, if it is about this very preparation."""
+    manifests_folder = Path(account.manifests_folder)
+    earlier = Account.load(manifests_folder)
     if earlier is None or not earlier.manifests:
         return None
-    if earlier.corpus != report.corpus:
+    if earlier.corpus != account.corpus:
         raise UserError(
-            f"{manifest_dir} holds the manifests of another corpus "
+            f"{manifests_folder} holds the manifests of another corpus "
             f"({earlier.corpus}, {earlier.source}). Give each corpus a "
             "MANIFESTS folder of its own, or replace them with --overwrite."
         )
-    if earlier.fingerprint != report.fingerprint:
+    if earlier.fingerprint != account.fingerprint:
         return None
-    written = (*earlier.manifests, *earlier.further)
-    if not all((manifest_dir / name).exists() for name in written):
+    written = (*earlier.manifests, *earlier.other_files)
+    if not all((manifests_folder / name).exists() for name in written):
         return None
     earlier.reused = True
     return earlier
@@ -358,13 +350,13 @@ def _find_finished(report: Report) -> Report | None:
 def _put_together(
     chunks: _Chunks,
     assign: Callable[[Mapping[str, float]], Mapping[str, str]],
-    report: Report,
+    account: Account,
 ) -> None:
     """Write the manifests, one after the other."""
-    manifest_dir = Path(report.manifest_dir)
+    manifests_folder = Path(account.manifests_folder)
     group_seconds: dict[str, float] = {}
     for outcome in chunks:
-        report.add(outcome)
+        account.add(outcome)
         if outcome.rows:
             seconds = sum(row.duration for row in outcome.rows)
             group_seconds.setdefault(outcome.group, 0.0)
@@ -372,12 +364,12 @@ def _put_together(
     try:
         manifest_of = assign(group_seconds) if group_seconds else {}
     except UserError as error:
-        report.save()
-        raise UserError(f"{error}\n{report.summary()}") from error
+        account.save()
+        raise UserError(f"{error}\n{account.summary()}") from error
     for name in sorted(set(manifest_of.values())):
-        report.manifests[name] = total = Total()
+        account.manifests[name] = total = Total()
         write_manifest(
-            manifest_dir / name, _rows_of(name, chunks, manifest_of, total)
+            manifests_folder / name, _rows_of(name, chunks, manifest_of, total)
         )
 
 
@@ -396,19 +388,19 @@ def _rows_of(
 
 
 @contextmanager
-def _explain_write_errors(manifest_dir: Path) -> Iterator[None]:
+def _explain_write_errors(manifests_folder: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(
-            f"MANIFESTS {manifest_dir} cannot be a folder: it, or what "
+            f"MANIFESTS {manifests_folder} cannot be a folder: it, or what "
             "stands above it, is a file. Give another folder."
         ) from error
     except OSError as error:
         if error.errno not in WRITE_ERRORS:
             raise
         raise UserError(
-            f"Cannot write {error.filename or manifest_dir}: "
+            f"Cannot write {error.filename or manifests_folder}: "
             f"{error.strerror}. Give a MANIFESTS folder that you can write "
             "to, with space left. What is done is kept: the same command "
             "goes on."

@@ -11,25 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from summarymixing.data.prepare.common import (
     assign_splits,
     check_holds,
-    check_source,
+    find_corpus,
     list_files,
 )
-from summarymixing.data.prepare.listing import (
-    Listing,
-    Recording,
-    process_recording,
-)
-from summarymixing.data.prepare.pipeline import (
-    Corpus,
-    Preparation,
-    add_no_arguments,
-)
+from summarymixing.data.prepare.corpus import Corpus, NoOptions
+from summarymixing.data.prepare.listing import Listing, Recording
+from summarymixing.data.prepare.pipeline import Plan
 
 SPLITS = ("train", "devel", "test")
 PUBLIC_TABLES, PUBLIC_AUDIO = "dataset/slurp/", "audio/slurp_real"
@@ -41,10 +34,7 @@ LAYOUT = (
 UNKNOWN_SPEAKER = "unknown"
 
 
-def plan_slurp(
-    corpus_dir: Path,
-    manifest_dir: Path,
-) -> Preparation:
+def plan_slurp(source: Path, _: NoOptions) -> Plan:
     """Plan train.csv, devel.csv and test.csv: one row per recording.
 
     The labels are speaker (or "unknown"), scenario, action, intent (the two
@@ -52,43 +42,39 @@ def plan_slurp(
 
     Arguments
     ---------
-    corpus_dir : Path
-        The folder of the corpus.
-    manifest_dir : Path
-        Where the manifests and report.json are written.
+    source : Path
+        The folder of the corpus, or a folder above it.
+    _ : NoOptions
+        This corpus has no options.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept, and the names of unusable recordings
-        and lines.
+    Plan
+        The work, with the names of unusable lines.
     """
-    corpus_dir = check_source(corpus_dir)
-    tables, audio = _find_folders(corpus_dir)
+    source = find_corpus(
+        source,
+        lambda folder: all((folder / n).exists() for n in _name_parts(folder)),
+    )
+    audio, *tables = _name_parts(source)
+    check_holds(
+        source,
+        [audio, *tables],
+        f"Give the folder that holds {LAYOUT} as SOURCE.",
+    )
     listing = Listing()
-    speakers = _read_speakers(corpus_dir, f"{tables}{METADATA}", listing)
-    for split in SPLITS:
-        for place, line in listing.read_lines(
-            corpus_dir, f"{tables}{split}.jsonl"
-        ):
+    metadata = str(PurePosixPath(tables[0]).with_name(METADATA))
+    speakers = _read_speakers(source, metadata, listing)
+    for split, table in zip(SPLITS, tables, strict=True):
+        for place, line in listing.read_lines(source, table):
             _add_prompt(listing, line, place, split, audio, speakers)
-    files = list_files(corpus_dir, (".flac",), below=audio)
-    return Preparation(
-        corpus="slurp",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={},
-        files=files + list_files(corpus_dir, (".jsonl", METADATA)),
-        tasks=listing.tasks,
-        work=partial(process_recording, root=corpus_dir),
-        assign=partial(
-            assign_splits,
-            splits=SPLITS,
-            advice=f"Expected {LAYOUT}. Copy the tables and the audio again.",
-        ),
-        expected=LAYOUT,
+    files = list_files(source, (".flac",), below=audio)
+    advice = f"Expected {LAYOUT}. Copy the tables and the audio again."
+    return listing.plan(
+        source,
+        files + list_files(source, (".jsonl", METADATA)),
+        assign=partial(assign_splits, splits=SPLITS, advice=advice),
         replaces=[f"{split}.csv" for split in SPLITS],
-        listed=listing.outcome,
     )
 
 
@@ -139,11 +125,9 @@ def _name_recordings(recordings: Any) -> Iterator[tuple[str, str]]:
             yield str(about["file"]), str(about.get("usrid") or "")
 
 
-def _read_speakers(
-    corpus_dir: Path, name: str, listing: Listing
-) -> dict[str, str]:
+def _read_speakers(source: Path, name: str, listing: Listing) -> dict[str, str]:
     """Return who speaks in each recording, if the corpus tells it."""
-    path = corpus_dir / name
+    path = source / name
     if not path.exists():
         return {}
     try:
@@ -158,23 +142,17 @@ def _read_speakers(
         return {}
 
 
-def _find_folders(corpus_dir: Path) -> tuple[str, str]:
-    """Return the folder of the tables, and that of the recordings."""
-    has_tables = (corpus_dir / PUBLIC_TABLES).is_dir()
-    has_audio = (corpus_dir / PUBLIC_AUDIO).is_dir()
-    tables = PUBLIC_TABLES if has_tables else ""
-    audio = PUBLIC_AUDIO if has_audio else "slurp_real"
-    check_holds(
-        corpus_dir,
-        [audio, *(f"{tables}{split}.jsonl" for split in SPLITS)],
-        f"Give the folder that holds {LAYOUT} as SOURCE.",
-    )
-    return tables, audio
+def _name_parts(folder: Path) -> list[str]:
+    """Return the folder of the recordings, and the table of each split."""
+    tables = PUBLIC_TABLES if (folder / PUBLIC_TABLES).is_dir() else ""
+    is_public = (folder / PUBLIC_AUDIO).is_dir()
+    audio = PUBLIC_AUDIO if is_public else "slurp_real"
+    return [audio, *(f"{tables}{split}.jsonl" for split in SPLITS)]
 
 
 CORPUS = Corpus(
     name="slurp",
     summary="SLURP: real recordings, near and far (train, devel, test)",
-    add_arguments=add_no_arguments,
-    plan=plan_slurp,
+    layout=LAYOUT,
+    list_work=plan_slurp,
 )

@@ -12,32 +12,31 @@ anywhere in the recording: `recording_s` says how long that is.
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from summarymixing.data.manifest import Manifest, Row
-from summarymixing.data.prepare.account import Outcome, Report
+from summarymixing.data.prepare.account import Account, Outcome
 from summarymixing.data.prepare.common import (
     TEST_NAME,
     TRAIN_NAME,
     VALID_NAME,
     add_trials,
-    check_source,
+    check_fraction,
+    find_corpus,
     find_file,
-    hash_of,
     list_files,
     require,
+    shuffling_key,
 )
+from summarymixing.data.prepare.corpus import Corpus, option
 from summarymixing.data.prepare.listing import Listing, measure
-from summarymixing.data.prepare.pipeline import Corpus, Preparation
+from summarymixing.data.prepare.pipeline import Plan
 from summarymixing.data.trials import TRIALS_NAME, Trial
 
-CHUNK_SECONDS = 3.0
-VALID_FRACTION = 0.1
 ROUNDING = 1e-6  # of a chunk: times are sums of binary fractions
 
 AUDIO = "wav"
@@ -47,46 +46,28 @@ TRIAL_FILES = ("veri_test2.txt", "meta/veri_test2.txt")
 TRAIN, TEST, UNUSED = "train", "test", "unused"  # what to do with utterances
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options of VoxCeleb1.
+@dataclass(frozen=True)
+class VoxCeleb1Options:
+    """The options of `prepare.py voxceleb1`."""
 
-    Arguments
-    ---------
-    parser : ArgumentParser
-        Of `prepare.py voxceleb1`.
-    """
-    parser.add_argument(
-        "--trials",
-        type=Path,
-        metavar="FILE",
-        help="list of trials (default: veri_test2.txt in SOURCE or in its "
+    trials: Path | None = option(
+        None,
+        "the list of trials (default: veri_test2.txt in SOURCE or in its "
         "folder meta)",
+        metavar="FILE",
     )
-    parser.add_argument(
-        "--chunk_seconds",
-        type=float,
-        default=CHUNK_SECONDS,
-        help="length of a training row; shorter utterances are dropped "
-        "(default: %(default)g)",
+    chunk_seconds: float = option(
+        3.0, "the length of a training row; shorter utterances are dropped"
     )
-    parser.add_argument(
-        "--valid_fraction",
-        type=float,
-        default=VALID_FRACTION,
-        help="share of the training utterances of each speaker that goes to "
+    valid_fraction: float = option(
+        0.1,
+        "the share of the training utterances of each speaker that goes to "
         "valid.csv, at least one of several; 0 for none, and training then "
-        "needs a valid.csv from elsewhere (default: %(default)g)",
+        "needs a valid.csv from elsewhere",
     )
 
 
-def plan_voxceleb1(
-    corpus_dir: Path,
-    manifest_dir: Path,
-    *,
-    trials: Path | None = None,
-    chunk_seconds: float = CHUNK_SECONDS,
-    valid_fraction: float = VALID_FRACTION,
-) -> Preparation:
+def plan_voxceleb1(source: Path, options: VoxCeleb1Options) -> Plan:
     """Plan train.csv, valid.csv, test.csv and trials.csv.
 
     The labels are speaker and recording_s, the seconds of the whole
@@ -94,81 +75,79 @@ def plan_voxceleb1(
 
     Arguments
     ---------
-    corpus_dir : Path
+    source : Path
         The folder that holds `wav`, with all speakers, or folders that do,
-        such as `dev` and `test`.
-    manifest_dir : Path
-        Where the manifests, the trials and report.json are written.
-    trials : Path, optional
-        The list of trials, if it is not in the corpus.
-    chunk_seconds : float
-        Length of a row of train.csv and valid.csv.
-    valid_fraction : float
-        Share of valid.csv in the utterances of each speaker, in [0, 1); it
-        is at least one of several utterances.
+        such as `dev` and `test`; or a folder above it.
+    options : VoxCeleb1Options
+        The options of the command line.
 
     Returns
     -------
-    Preparation
-        Its report tells the hours kept and dropped, and the names of unusable
-        files and trials.
+    Plan
+        The work, with the lines of the list of trials that are unusable.
     """
     require(
-        chunk_seconds >= 0.1,
-        f"--chunk_seconds is {chunk_seconds:g}; it must be at least 0.1.",
+        options.chunk_seconds >= 0.1,
+        f"--chunk_seconds is {options.chunk_seconds:g}; it must be at least "
+        "0.1.",
     )
-    require(
-        0 <= valid_fraction < 1,
-        f"--valid_fraction is {valid_fraction:g}; it must be in [0, 1).",
-    )
-    corpus_dir = check_source(corpus_dir)
-    folders = _find_audio(corpus_dir)
-    trial_file = _find_trials(corpus_dir, trials)
-    listing = Listing()
-    trial_list = _read_trials(trial_file, listing)
-    files = [
-        file
-        for folder in folders
-        for file in list_files(corpus_dir, (".wav",), below=folder)
-    ]
-    return Preparation(
-        corpus="voxceleb1",
-        corpus_dir=corpus_dir,
-        manifest_dir=manifest_dir,
-        options={
-            "trials": str(trial_file),
-            "chunk_seconds": chunk_seconds,
-            "valid_fraction": valid_fraction,
-        },
-        files=[*files, find_file(str(trial_file), trial_file)],
-        tasks=_list_tasks([f.relative for f in files], trial_list, listing),
-        work=partial(
-            process_utterance, root=corpus_dir, chunk_seconds=chunk_seconds
+    check_fraction("--valid_fraction", options.valid_fraction)
+    source = find_corpus(
+        source,
+        lambda folder: (
+            bool(_list_audio(folder))
+            and any(path.is_file() for path in _place_trials(folder, options))
         ),
-        assign=partial(_split_utterances, valid_fraction=valid_fraction),
-        expected=LAYOUT,
-        replaces=(TRAIN_NAME, VALID_NAME, TEST_NAME, TRIALS_NAME),
-        listed=listing.outcome,
-        finish=partial(_finish_trials, trials=trial_list),
     )
-
-
-def _find_audio(corpus_dir: Path) -> list[str]:
-    """Return `wav`, or those of archives that were unpacked side by side."""
-    if (corpus_dir / AUDIO).is_dir():
-        return [AUDIO]
-    found = sorted(
-        f"{folder.name}/{AUDIO}"
-        for folder in corpus_dir.iterdir()
-        if (folder / AUDIO).is_dir()
-    )
+    folders = _list_audio(source)
     require(
-        bool(found),
-        f"{corpus_dir} has no {AUDIO}, and no folder in it has one. Give the "
+        bool(folders),
+        f"{source} has no {AUDIO}, and no folder in it has one. Give the "
         f"folder that holds {LAYOUT}, or dev/{AUDIO} and test/{AUDIO} in place "
         f"of {AUDIO}, as SOURCE.",
     )
-    return found
+    trial_file = _find_trials(_place_trials(source, options))
+    listing = Listing()
+    trials = _read_trials(trial_file, listing)
+    files = [
+        file
+        for folder in folders
+        for file in list_files(source, (".wav",), below=folder)
+    ]
+    return Plan(
+        source=source,
+        files=[*files, find_file(str(trial_file), trial_file)],
+        work_items=_list_work_items(
+            [file.relative for file in files], trials, listing
+        ),
+        work=partial(
+            process_utterance, root=source, chunk_seconds=options.chunk_seconds
+        ),
+        assign=partial(
+            _split_utterances, valid_fraction=options.valid_fraction
+        ),
+        replaces=(TRAIN_NAME, VALID_NAME, TEST_NAME, TRIALS_NAME),
+        listing_outcome=listing.outcome,
+        finish=partial(_finish_trials, trials=trials),
+    )
+
+
+def _list_audio(folder: Path) -> list[str]:
+    """Return `wav`, or those of archives that were unpacked side by side."""
+    if (folder / AUDIO).is_dir():
+        return [AUDIO]
+    return sorted(
+        f"{path.parent.name}/{AUDIO}"
+        for path in folder.glob(f"*/{AUDIO}")
+        if path.is_dir()
+    )
+
+
+def _place_trials(folder: Path, options: VoxCeleb1Options) -> list[Path]:
+    """Return where the list of trials may be."""
+    if options.trials is not None:
+        return [Path(os.path.abspath(options.trials))]
+    return [folder / name for name in TRIAL_FILES]
 
 
 def _read_trials(path: Path, listing: Listing) -> list[Trial]:
@@ -192,7 +171,7 @@ def _read_trials(path: Path, listing: Listing) -> list[Trial]:
     return trials
 
 
-def _list_tasks(
+def _list_work_items(
     paths: Collection[str], trials: Sequence[Trial], listing: Listing
 ) -> list[str]:
     """Return use, name and path with tabs between, sorted by name.
@@ -210,23 +189,23 @@ def _list_tasks(
             listing.note(f"not in the layout {LAYOUT}", path)
         elif found.setdefault(name, path) != path:
             listing.note("utterance found twice", path)
-    tasks = []
+    work_items = []
     for name in sorted(found.keys() | tested):
         unused = name.split("/")[0] in test_speakers
         use = TEST if name in tested else UNUSED if unused else TRAIN
         path = found.get(name, f"{AUDIO}/{name}.wav")
-        tasks.append("\t".join((use, name, path)))
-    return tasks
+        work_items.append("\t".join((use, name, path)))
+    return work_items
 
 
 def process_utterance(
-    task: str, *, root: Path, chunk_seconds: float
+    item: str, *, root: Path, chunk_seconds: float
 ) -> Outcome:
     """Make the rows of one utterance.
 
     Arguments
     ---------
-    task : str
+    item : str
         What to do with it, its name and its path.
     root : Path
         The corpus.
@@ -238,7 +217,7 @@ def process_utterance(
     Outcome
         Rows, what is dropped, or the problem.
     """
-    use, name, path = task.split("\t")
+    use, name, path = item.split("\t")
     outcome = Outcome(group=TEST if use == TEST else name)
     duration_s = measure(outcome, root, path)
     whole = Row(
@@ -274,7 +253,7 @@ def _split_utterances(
     for names in speakers.values():
         # By hash: the choice does not depend on the order of files, and
         # changes little when files are added.
-        names.sort(key=hash_of)
+        names.sort(key=shuffling_key)
         # One of several goes to validation even where that exceeds the
         # fraction; one alone trains.
         wanted = max(1, round(valid_fraction * len(names)))
@@ -285,9 +264,9 @@ def _split_utterances(
     return manifest_of
 
 
-def _finish_trials(report: Report, *, trials: Sequence[Trial]) -> None:
+def _finish_trials(account: Account, *, trials: Sequence[Trial]) -> None:
     """Write the trials whose two utterances are in test.csv."""
-    manifest = Manifest.read(Path(report.manifest_dir) / TEST_NAME)
+    manifest = Manifest.read(Path(account.manifests_folder) / TEST_NAME)
     known = {row.id for row in manifest}
     usable = [t for t in trials if t.enrol in known and t.test in known]
     unusable = [
@@ -296,8 +275,8 @@ def _finish_trials(report: Report, *, trials: Sequence[Trial]) -> None:
         if t.enrol not in known or t.test not in known
     ]
     if unusable:
-        report.problems["trial without its recordings"] = unusable
-    add_trials(report, usable)
+        account.problems["trial without its recordings"] = unusable
+    add_trials(account, usable)
 
 
 def _add_chunks(outcome: Outcome, whole: Row, chunk_seconds: float) -> None:
@@ -320,12 +299,7 @@ def _add_chunks(outcome: Outcome, whole: Row, chunk_seconds: float) -> None:
         outcome.dropped.append((reason, rest_s))
 
 
-def _find_trials(corpus_dir: Path, trials: Path | None) -> Path:
-    """Return the absolute path of the list of trials."""
-    if trials is None:
-        places = [corpus_dir / name for name in TRIAL_FILES]
-    else:
-        places = [Path(os.path.abspath(trials))]
+def _find_trials(places: Sequence[Path]) -> Path:
     found = [path for path in places if path.is_file()]
     require(
         bool(found),
@@ -359,6 +333,7 @@ def _require_every_part(present: Collection[str], fraction: float) -> None:
 CORPUS = Corpus(
     name="voxceleb1",
     summary="VoxCeleb1: training chunks, and trials of other speakers",
-    add_arguments=add_arguments,
-    plan=plan_voxceleb1,
+    layout=LAYOUT,
+    list_work=plan_voxceleb1,
+    options=VoxCeleb1Options,
 )

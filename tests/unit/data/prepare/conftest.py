@@ -38,7 +38,7 @@ def add_librilight(write_recording):
 
 @pytest.fixture(params=["missing", "empty", "truncated"])
 def damage(request):
-    """Damage a recording; return the reason that the report should give."""
+    """Damage a recording; return the reason that the account should give."""
 
     def spoil(path):
         content = path.read_bytes()

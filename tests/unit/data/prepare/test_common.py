@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from summarymixing.data.prepare.account import Report
+from summarymixing.data.prepare import common
+from summarymixing.data.prepare.account import Account
 from summarymixing.data.prepare.common import (
     add_trials,
     assign_splits,
@@ -12,6 +13,7 @@ from summarymixing.data.prepare.common import (
     check_holds,
     check_source,
     choose_validation,
+    find_corpus,
     find_file,
     list_files,
 )
@@ -53,6 +55,45 @@ def test_a_source_that_is_no_folder_is_explained(tmp_path, name, expected):
     (tmp_path / "a.tar").touch()
     with pytest.raises(UserError, match=expected):
         check_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (["."], "."),
+        ([".", "a"], "."),
+        (["a/b/c"], "a/b/c"),
+        (["a/b/c/d"], "."),  # too deep
+        ([".hidden"], "."),
+        (["a", "a/b"], "a"),  # what is below a corpus is a part of it
+        (["a/b", "a/d"], None),
+        (["a", "b/c/d"], None),
+    ],
+)
+def test_the_only_corpus_below_source_is_taken(tmp_path, places, expected):
+    for place in places:
+        (tmp_path / place / "clips").mkdir(parents=True)
+
+    def find():
+        return find_corpus(tmp_path, lambda f: (f / "clips").is_dir())
+
+    if expected is None:
+        with pytest.raises(UserError, match="several corpora") as caught:
+            find()
+        named = ", ".join(str(tmp_path / place) for place in places)
+        assert f"Give one of them: {named}." in str(caught.value)
+    else:
+        assert find() == tmp_path / expected
+
+
+def test_the_search_below_source_ends(tmp_path, monkeypatch):
+    """A wrong SOURCE may be a whole disk."""
+    monkeypatch.setattr(common, "SEARCH_FOLDERS", 5)
+    asked = []
+    for index in range(20):
+        (tmp_path / f"{index:02d}" / "below").mkdir(parents=True)
+    assert find_corpus(tmp_path, asked.append) == tmp_path
+    assert len(asked) == 1 + 20 + 4
 
 
 @pytest.mark.parametrize("budget_s", [10.0, 50.0, 333.0])
@@ -121,19 +162,19 @@ def test_a_file_that_changes_is_another_one(tmp_path):
 
 
 @pytest.fixture
-def report(tmp_path):
-    return Report("toy", "/x", str(tmp_path), options={}, fingerprint="")
+def account(tmp_path):
+    return Account("toy", "/x", str(tmp_path), options={}, fingerprint="")
 
 
-def test_trials_are_counted_in_the_report(tmp_path, report):
-    add_trials(report, [Trial("1", "a", "b,c"), Trial("0", "a", "d")])
+def test_trials_are_counted_in_the_report(tmp_path, account):
+    add_trials(account, [Trial("1", "a", "b,c"), Trial("0", "a", "d")])
     text = (tmp_path / "trials.csv").read_text()
     assert text == 'target,enrol,test\n1,a,"b,c"\n0,a,d\n'
-    assert report.further == {"trials.csv": 2}
+    assert account.other_files == {"trials.csv": 2}
 
 
 @pytest.mark.parametrize("targets", ["", "1", "00"])
-def test_trials_of_one_kind_are_no_test(tmp_path, report, targets):
+def test_trials_of_one_kind_are_no_test(tmp_path, account, targets):
     with pytest.raises(UserError, match="same speaker .* two speakers"):
-        add_trials(report, [Trial(t, "a", "b") for t in targets])
+        add_trials(account, [Trial(t, "a", "b") for t in targets])
     assert not (tmp_path / "trials.csv").exists()

@@ -1,9 +1,11 @@
 """Common Voice: the columns of a table by their names, text as it is."""
 
+import shutil
+
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.commonvoice import plan_commonvoice
+from summarymixing.data.prepare.commonvoice import CORPUS
 from summarymixing.errors import UserError
 from summarymixing.miniature import build_commonvoice
 
@@ -18,9 +20,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def prepare(corpus, tmp_path):
-    return lambda source="": plan_commonvoice(
-        corpus / source, tmp_path / "m"
-    ).run()
+    return lambda source="": CORPUS.plan(corpus / source, tmp_path / "m").run()
 
 
 def read_rows(tmp_path, split="train"):
@@ -39,8 +39,8 @@ def write_table(corpus, table, split="train"):
 
 
 def test_each_split_has_the_lines_of_its_table(corpus, prepare, tmp_path):
-    report = prepare()
-    assert not report.problems
+    account = prepare()
+    assert not account.problems
     for split in ("train", "dev", "test"):
         rows, table = read_rows(tmp_path, split), read_table(corpus, split)
         assert [f"{row.id}.mp3" for row in rows] == [c[1] for c in table[1:]]
@@ -50,7 +50,7 @@ def test_each_split_has_the_lines_of_its_table(corpus, prepare, tmp_path):
             assert row.path == str(corpus / "clips" / clip)
             assert row.labels == {"speaker": speaker, "transcript": sentence}
             assert row.segments == () and 1 < row.duration < 10
-    assert report.found.count == report.kept.count
+    assert account.found.count == account.kept.count
 
 
 def test_columns_are_found_by_name_and_text_is_kept(corpus, prepare, tmp_path):
@@ -96,8 +96,8 @@ def test_a_clip_counts_once_even_in_two_splits(corpus, prepare, tmp_path):
     train, test = read_table(corpus), read_table(corpus, "test")
     write_table(corpus, [*train, train[1]])
     write_table(corpus, [*test, train[2]], "test")
-    report = prepare()
-    assert report.problems == {
+    account = prepare()
+    assert account.problems == {
         "listed twice (the first counts)": [
             f"train.tsv:{len(train) + 1}",
             f"test.tsv:{len(test) + 1}",
@@ -123,7 +123,14 @@ def test_an_empty_split_leaves_no_manifest(corpus, prepare, tmp_path):
     assert not list((tmp_path / "m").glob("*.csv"))
 
 
-@pytest.mark.parametrize("source", ["..", "clips"])
-def test_the_wrong_folder_is_explained(prepare, source):
+def test_the_wrong_folder_is_explained(prepare):
     with pytest.raises(UserError, match="the folder of one language"):
-        prepare(source)
+        prepare("clips")
+
+
+def test_the_language_is_found_below_source(corpus, prepare):
+    assert prepare("..").source == str(corpus)
+    other = shutil.copytree(corpus, corpus.with_name("release") / "eu")
+    with pytest.raises(UserError, match="several corpora") as caught:
+        prepare("..")
+    assert f"{corpus}, {other}" in str(caught.value)

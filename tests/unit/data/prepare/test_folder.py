@@ -6,7 +6,7 @@ import soundfile
 
 from summarymixing.data.audio import read_audio
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.folder import plan_folder
+from summarymixing.data.prepare.folder import CORPUS
 from summarymixing.errors import UserError
 
 RATE = 16_000
@@ -18,7 +18,7 @@ def prepare(tmp_path):
     (tmp_path / "audio").mkdir()
 
     def run(**options):
-        return plan_folder(
+        return CORPUS.plan(
             tmp_path / "audio",
             tmp_path / "m",
             **{"valid_fraction": 0.0, **options},
@@ -69,14 +69,14 @@ def test_names_that_differ_in_their_ending_only_stay_apart(
 def test_long_files_are_cut_at_pauses(tmp_path, prepare):
     bursts = [(5, 15), (20, 32), (60, 89), (100, 100.4)]
     write_speech(tmp_path / "audio/long.flac", bursts, 120)
-    report = prepare()
+    account = prepare()
     rows = read_rows(tmp_path)
     assert [round(row.duration) for row in rows] == [23, 29]
     assert len(rows[0].segments) == 2  # 10 and 12 s, joined
     assert [row.id for row in rows] == ["long.flac/0000", "long.flac/0001"]
-    hours = report.kept.hours + sum(t.hours for t in report.dropped.values())
+    hours = account.kept.hours + sum(t.hours for t in account.dropped.values())
     assert 3600 * hours == pytest.approx(120)
-    assert set(report.dropped) == {"silence", "shorter than 1 s"}
+    assert set(account.dropped) == {"silence", "shorter than 1 s"}
     assert len(read_audio(rows[0])) / RATE == pytest.approx(rows[0].duration)
 
 
@@ -145,16 +145,16 @@ def test_unusable_files_are_listed(
         pytest.skip("cutting evenly reads headers only")
     write_recording(tmp_path / "audio/good.wav", 2.0)
     bad = make_unusable(kind, tmp_path / "audio")
-    report = prepare(cut=cut)
-    assert report.problems == {reason: [bad.name]}
+    account = prepare(cut=cut)
+    assert account.problems == {reason: [bad.name]}
     assert [row.id for row in read_rows(tmp_path)] == ["good.wav"]
 
 
 def test_short_files_are_counted(tmp_path, prepare, write_recording):
     write_recording(tmp_path / "audio/good.wav", 1.0)
     write_recording(tmp_path / "audio/short.wav", 0.9)
-    report = prepare()
-    assert report.dropped["shorter than 1 s"].count == 1
+    account = prepare()
+    assert account.dropped["shorter than 1 s"].count == 1
     assert len(read_rows(tmp_path)) == 1
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.fsdd import plan_fsdd
+from summarymixing.data.prepare.fsdd import CORPUS
 from summarymixing.errors import UserError
 
 SPEAKERS = ("george", "jackson", "theo", "yweweler")
@@ -24,7 +24,7 @@ def corpus(tmp_path, write_recording):
 @pytest.fixture
 def prepare(corpus, tmp_path):
     def run(num_workers=1, overwrite=False, **options):
-        plan = plan_fsdd(corpus, tmp_path / "m", **options)
+        plan = CORPUS.plan(corpus, tmp_path / "m", **options)
         return plan.run(num_workers=num_workers, overwrite=overwrite)
 
     return run
@@ -40,8 +40,8 @@ def read_trials(tmp_path):
 
 
 def test_digits_are_split_by_index(corpus, prepare, tmp_path):
-    report = prepare()
-    assert not report.problems and report.found.count == 48
+    account = prepare()
+    assert not account.problems and account.found.count == 48
     for split, indices in (
         ("train", (10, 49)),
         ("valid", (5, 9)),
@@ -60,7 +60,7 @@ def test_digits_are_split_by_index(corpus, prepare, tmp_path):
 
 
 def test_speakers_are_split_by_name(prepare, tmp_path):
-    report = prepare(test_speakers=["theo", "george"])
+    account = prepare(test_speakers=["theo", "george"])
     expected = {
         "speakers_train": (("jackson", "yweweler"), (10, 49)),
         "speakers_valid": (("jackson", "yweweler"), (0, 4, 5, 9)),
@@ -72,7 +72,7 @@ def test_speakers_are_split_by_name(prepare, tmp_path):
             f"{digit}_{speaker}_{index}"
             for digit, speaker, index in product("07", speakers, indices)
         }
-        assert len(rows) == report.further[f"{name}.csv"]
+        assert len(rows) == account.other_files[f"{name}.csv"]
         for row in rows:
             assert row.labels["speaker"] == row.id.split("_")[1]
             assert float(row.labels["recording_s"]) == row.duration
@@ -96,7 +96,7 @@ def test_trials_are_balanced_and_of_test_speakers(prepare, tmp_path):
 
 def test_the_drawn_trials_stay_few_and_the_same(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "summarymixing.data.prepare.fsdd.TRIALS_OF_EACH_KIND", 9
+        "summarymixing.data.prepare.by_speaker.TRIALS_OF_EACH_KIND", 9
     )
     prepare()
     before = read_trials(tmp_path)
@@ -169,4 +169,4 @@ def test_the_wrong_folder_is_explained(corpus, tmp_path, write_recording):
     (tmp_path / "empty").mkdir()
     for name in ("other", "empty"):
         with pytest.raises(UserError, match="No file in .* is named DIGIT"):
-            plan_fsdd(tmp_path / name, tmp_path / "m")
+            CORPUS.plan(tmp_path / name, tmp_path / "m")

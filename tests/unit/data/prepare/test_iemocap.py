@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.iemocap import mp3s_speaker, plan_iemocap
+from summarymixing.data.prepare.iemocap import CORPUS, mp3s_speaker
 from summarymixing.errors import UserError
 from summarymixing.miniature import build_iemocap
 
@@ -23,7 +23,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def prepare(corpus, tmp_path):
     def run(source="", expected_utterances=0):
-        return plan_iemocap(
+        return CORPUS.plan(
             corpus / source,
             tmp_path / "m",
             expected_utterances=expected_utterances,
@@ -47,8 +47,8 @@ def first_usable(corpus):
 
 
 def test_utterances_of_four_emotions_are_kept(corpus, prepare, tmp_path):
-    report = prepare(expected_utterances=NUM_USABLE)
-    assert not report.problems
+    account = prepare(expected_utterances=NUM_USABLE)
+    assert not account.problems
     labels = {}
     for table in corpus.glob("Session*/dialog/EmoEvaluation/*.txt"):
         for line in table.read_text().splitlines():
@@ -63,9 +63,9 @@ def test_utterances_of_four_emotions_are_kept(corpus, prepare, tmp_path):
         for name, emotion in labels.items()
         if emotion in wanted
     }
-    assert report.found.count == len(labels) == 90
+    assert account.found.count == len(labels) == 90
     dropped = Counter(labels.values()) & Counter(fru=99, xxx=99)
-    assert {r: t.count for r, t in report.dropped.items()} == {
+    assert {r: t.count for r, t in account.dropped.items()} == {
         f"emotion {emotion} is not of the task": count
         for emotion, count in dropped.items()
     }
@@ -184,13 +184,13 @@ def test_a_session_may_be_missing_and_is_listed(corpus, prepare, tmp_path):
     assert speakers == set("125678") | {"9", "10"}
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [("..", "holds no sessions"), ("Session1", "holds no sessions")],
-)
-def test_the_wrong_folder_is_explained(prepare, source, expected):
-    with pytest.raises(UserError, match=expected) as caught:
-        prepare(source)
+def test_the_release_is_found_below_source(corpus, prepare):
+    assert prepare("..").source == str(corpus)
+
+
+def test_the_wrong_folder_is_explained(prepare):
+    with pytest.raises(UserError, match="holds no sessions") as caught:
+        prepare("Session1")
     assert "IEMOCAP_full_release" in str(caught.value)
 
 

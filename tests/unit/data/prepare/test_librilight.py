@@ -5,7 +5,7 @@ import json
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.librilight import plan_librilight
+from summarymixing.data.prepare.librilight import CORPUS
 from summarymixing.errors import UserError
 
 NO_VALID = {"valid_hours": 0.0}
@@ -20,7 +20,7 @@ def prepare(tmp_path):
     """Prepare a corpus below tmp_path into one folder."""
 
     def run(source="medium", **options):
-        return plan_librilight(
+        return CORPUS.plan(
             tmp_path / source, tmp_path / "m", **{**NO_VALID, **options}
         ).run()
 
@@ -65,15 +65,15 @@ def test_hours_are_kept_or_dropped_for_a_reason(
     tmp_path, add_librilight, prepare, clips, kept, dropped
 ):
     add_librilight(tmp_path / "medium/1/b/c", clips)
-    report = prepare()
+    account = prepare()
     rows = read_rows(tmp_path / "m")
     assert [row.duration for row in rows] == pytest.approx(kept)
-    seconds = {k: 3600 * v.hours for k, v in report.dropped.items()}
+    seconds = {k: 3600 * v.hours for k, v in account.dropped.items()}
     silence = seconds.pop("no voice activity")
     assert seconds == pytest.approx(dropped)
     total = sum(kept) + sum(dropped.values()) + silence
     assert total == pytest.approx(100.0)
-    assert not report.problems
+    assert not account.problems
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_a_bad_json_is_listed_and_the_rest_is_kept(
     bad.unlink()
     if content is not None:
         bad.write_bytes(content.encode("utf-8", "surrogateescape"))
-    report = prepare()
-    assert list(report.problems) == [reason]
-    (name,) = report.problems[reason]
+    account = prepare()
+    assert list(account.problems) == [reason]
+    (name,) = account.problems[reason]
     assert name.startswith("medium/1/b/bad")
-    assert reason in report.summary() and name in report.summary()
+    assert reason in account.summary() and name in account.summary()
     saved = json.loads((tmp_path / "m" / "report.json").read_text())
     assert saved["problems"] == {reason: [name]}
     (row,) = read_rows(tmp_path / "m")
@@ -136,8 +136,8 @@ def test_a_bad_recording_is_listed(
     bad.unlink()
     if num_bytes is not None:
         bad.write_bytes(content[:num_bytes])
-    report = prepare()
-    assert list(report.problems) == [reason]
+    account = prepare()
+    assert list(account.problems) == [reason]
     assert len(read_rows(tmp_path / "m")) == 1
 
 
@@ -146,8 +146,8 @@ def test_activity_beyond_the_end_is_listed_and_the_rest_kept(
 ):
     clips = [[0, 10], [11, 21], [99, 101], [105, 110]]
     add_librilight(tmp_path / "medium/1/b/c", clips, seconds=100.0)
-    report = prepare()
-    assert report.problems == {
+    account = prepare()
+    assert account.problems == {
         "voice_activity beyond the end of the recording": ["medium/1/b/c.json"]
     }
     assert [row.duration for row in read_rows(tmp_path / "m")] == [20.0]
@@ -179,6 +179,7 @@ def add_splits(tmp_path, add_librilight):
         ("ll", ["finetuning"], {"finetuning"}),
         ("ll/medium", None, {"medium"}),
         ("ll/finetuning", None, {"finetuning"}),
+        (".", None, {"small", "medium"}),
     ],
 )
 def test_a_split_or_its_parent_may_be_given(
@@ -195,7 +196,7 @@ def test_a_split_or_its_parent_may_be_given(
     [
         ("ll/medium/1", {}, "folder below the splits"),
         ("ll/medium/1/b", {}, "folder below the splits"),
-        (".", {}, "folder above the splits"),
+        ("other", {}, "folder above the splits"),
         ("empty", {}, "no .flac or .json"),
         ("ll", {"splits": ["large"]}, "has no split large"),
         ("ll/medium", {"splits": ["medium"]}, "has no split medium"),
@@ -210,6 +211,7 @@ def test_a_wrong_command_is_explained(
     tmp_path, add_librilight, prepare, source, options, expected
 ):
     add_splits(tmp_path, add_librilight)
+    add_librilight(tmp_path / "other/x/unknown/1/b/c", [[0, 10]])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=expected):
         prepare(source=source, **options)
@@ -246,9 +248,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, add_librilight):
     contents = []
     for num_workers in (1, 3):
         folder = tmp_path / f"m{num_workers}"
-        plan_librilight(tmp_path / "medium", folder).run(
-            num_workers=num_workers
-        )
+        CORPUS.plan(tmp_path / "medium", folder).run(num_workers=num_workers)
         contents.append([p.read_bytes() for p in sorted(folder.glob("*.csv"))])
     assert len(contents[0]) == 2 and contents[0] == contents[1]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from summarymixing.data.manifest import Manifest
-from summarymixing.data.prepare.librispeech import plan_librispeech
+from summarymixing.data.prepare.librispeech import CORPUS
 from summarymixing.errors import UserError
 
 CHAPTER = "dev-clean/84/121123"
@@ -31,9 +31,7 @@ def prepare(tmp_path):
     """Prepare tmp_path/LibriSpeech."""
 
     def run(source="LibriSpeech", **options):
-        return plan_librispeech(
-            tmp_path / source, tmp_path / "m", **options
-        ).run()
+        return CORPUS.plan(tmp_path / source, tmp_path / "m", **options).run()
 
     return run
 
@@ -49,14 +47,14 @@ def test_rows_carry_speaker_and_transcript(tmp_path, add_chapter, prepare):
         recordings=["84-121123-0000", "84-121123-0001"],
         lines=["84-121123-0000 GO DO YOU HEAR", "84-121123-0001 IT'S  I"],
     )
-    report = prepare()
+    account = prepare()
     first, second = read_rows(tmp_path)
     assert first.id == "84-121123-0000"
     assert first.path == str(folder / "84-121123-0000.flac")
     assert (first.segments, first.duration) == ((), 2.5)
     assert first.labels == {"speaker": "84", "transcript": "GO DO YOU HEAR"}
     assert second.labels["transcript"] == "IT'S  I"
-    assert not report.problems and report.found.count == 2
+    assert not account.problems and account.found.count == 2
 
 
 GOOD = "84-121123-0000 GOOD"
@@ -100,8 +98,8 @@ def test_what_does_not_match_is_listed(
     add_chapter(
         CHAPTER, recordings=["84-121123-0000", "84-121123-0001"], lines=lines
     )
-    report = prepare()
-    assert report.problems == {
+    account = prepare()
+    assert account.problems == {
         reason: [f"{CHAPTER}/{name}"] for reason, name in problems.items()
     }
     assert read_rows(tmp_path)[0].labels["transcript"] == "GOOD"
@@ -115,8 +113,8 @@ def test_damaged_files_are_listed(tmp_path, add_chapter, prepare):
     (bad / "9-8-0000.flac").write_bytes(b"fLaC")
     worse = add_chapter("dev-clean/9/7", recordings=["9-7-0000"], lines=[])
     (worse / "9-7.trans.txt").write_bytes(b"\xff")
-    report = prepare()
-    assert report.problems == {
+    account = prepare()
+    assert account.problems == {
         "recording: unreadable": ["dev-clean/9/8/9-8-0000.flac"],
         "recording without a transcript": ["dev-clean/9/7/9-7-0000.flac"],
         "unreadable transcripts": ["dev-clean/9/7/9-7.trans.txt"],
@@ -147,7 +145,7 @@ def test_each_split_has_its_manifest(
         add_chapter(
             f"{split}/1/2", recordings=["1-2-0000"], lines=["1-2-0000 A"]
         )
-    prepare(splits=splits)
+    prepare(source=".", splits=splits)  # found below
     if expected is None:
         expected = {f"{split}.csv" for split in splits}
     assert {p.name for p in (tmp_path / "m").glob("*.csv")} == expected
@@ -159,7 +157,6 @@ def test_each_split_has_its_manifest(
         ("LibriSpeech", ["dev-other"], "no split dev-other"),
         ("LibriSpeech/dev-clean", None, "Give the folder LibriSpeech"),
         ("LibriSpeech/dev-clean/84", None, "Give the folder LibriSpeech"),
-        (".", None, "Give the folder LibriSpeech"),
         ("LibriSpeech", ["dev-clean", "test-clean"], "usable in test-clean"),
         ("LibriSpeech", ["test-clean"], "Nothing in .* is usable"),
     ],

@@ -45,14 +45,14 @@ def test_the_first_usable_line_of_a_recording_counts():
         ("no speaker", "t:1"),
         ("listed twice (the first counts)", "t:3"),
     ]
-    assert len(listing.tasks) == 1
+    assert len(listing.work_items) == 1
 
 
-def test_a_task_becomes_a_row(tmp_path, write_recording):
+def test_an_item_becomes_a_row(tmp_path, write_recording):
     write_recording(tmp_path / "b/ü.wav", 1.5, rate=8000)
     listing = Listing()
     listing.add(make_recording("ü", "b/ü.wav", speaker="ç, ;\n"), "t:1")
-    outcome = process_recording(listing.tasks[0], root=tmp_path)
+    outcome = process_recording(listing.work_items[0], root=tmp_path)
     (row,) = outcome.rows
     assert (row.id, row.path) == ("ü", str(tmp_path / "b/ü.wav"))
     assert (row.segments, row.duration) == ((), 1.5)

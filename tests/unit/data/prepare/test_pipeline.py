@@ -13,45 +13,47 @@ from pathlib import Path
 import pytest
 
 from summarymixing.data.manifest import Manifest, Row
-from summarymixing.data.prepare.account import Outcome, Report
-from summarymixing.data.prepare.pipeline import Preparation
+from summarymixing.data.prepare.account import Account, Outcome
+from summarymixing.data.prepare.pipeline import Plan, Preparation
 from summarymixing.errors import UserError
 
-NUM_TASKS = 300
+NUM_ITEMS = 300
 
 
-def work(task, log=None, seconds=0.0, fail_after=None):
-    """Make two rows of a task, and note that it was done."""
+def work(item, log=None, seconds=0.0, fail_after=None):
+    """Make two rows of a item, and note that it was done."""
     if log is not None:
         with open(log, "a") as file:
-            file.write(f"{task}\n")
+            file.write(f"{item}\n")
         if fail_after and len(log.read_text().splitlines()) > fail_after:
             raise KeyboardInterrupt
     time.sleep(seconds)
-    rows = [Row(f"{task}/{i}", f"/x/{task}", (), 1.5, {}) for i in range(2)]
-    return Outcome(group=task, found_s=4.0, rows=rows, dropped=[("gap", 1.0)])
+    rows = [Row(f"{item}/{i}", f"/x/{item}", (), 1.5, {}) for i in range(2)]
+    return Outcome(group=item, found_s=4.0, rows=rows, dropped=[("gap", 1.0)])
 
 
 def assign_all(group_seconds):
     return {
-        group: "train.csv" if group > "task000" else "valid.csv"
+        group: "train.csv" if group > "item000" else "valid.csv"
         for group in group_seconds
     }
 
 
-def make(manifest_dir, **changes):
+def make(manifests_folder, corpus="toy", options=None, **changes):
     settings = {
-        "corpus": "toy",
-        "corpus_dir": Path("/x"),
-        "manifest_dir": manifest_dir,
-        "options": {"min_seconds": 1.0},
+        "source": Path("/x"),
         "files": [],
-        "tasks": [f"task{i:03d}" for i in range(NUM_TASKS)],
+        "work_items": [f"item{i:03d}" for i in range(NUM_ITEMS)],
         "work": work,
         "assign": assign_all,
-        "expected": "anything",
     }
-    return Preparation(**{**settings, **changes})
+    return Preparation(
+        corpus=corpus,
+        layout="anything",
+        options=options or {"min_seconds": 1.0},
+        manifests_folder=manifests_folder,
+        plan=Plan(**{**settings, **changes}),
+    )
 
 
 def read_all(folder):
@@ -68,18 +70,18 @@ def test_rows_come_in_order_for_any_number_of_workers(tmp_path):
     one, three = (read_csvs(tmp_path / n) for n in ("one", "three"))
     assert one == three and set(one) == {"train.csv", "valid.csv"}
     ids = [row.id for row in Manifest.read(tmp_path / "one" / "train.csv")]
-    assert ids == [f"task{i:03d}/{j}" for i in range(1, 300) for j in (0, 1)]
+    assert ids == [f"item{i:03d}/{j}" for i in range(1, 300) for j in (0, 1)]
 
 
 def test_the_account_adds_up(tmp_path):
-    report = make(tmp_path).run()
-    assert report.found.count == NUM_TASKS
-    dropped = sum(total.hours for total in report.dropped.values())
-    assert report.kept.hours + dropped == pytest.approx(report.found.hours)
+    account = make(tmp_path).run()
+    assert account.found.count == NUM_ITEMS
+    dropped = sum(total.hours for total in account.dropped.values())
+    assert account.kept.hours + dropped == pytest.approx(account.found.hours)
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["manifests"]["train.csv"]["count"] == 2 * (NUM_TASKS - 1)
-    assert Report.load(tmp_path) == report
-    assert "gap" in report.summary()
+    assert saved["manifests"]["train.csv"]["count"] == 2 * (NUM_ITEMS - 1)
+    assert Account.load(tmp_path) == account
+    assert "gap" in account.summary()
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
@@ -91,8 +93,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert not (folder / "train.csv").exists()
     make(folder, work=partial(work, log=log)).run()
     done = log.read_text().splitlines()
-    assert set(done) == {f"task{i:03d}" for i in range(NUM_TASKS)}
-    assert len(done) < NUM_TASKS + 10  # at most the chunk in hand again
+    assert set(done) == {f"item{i:03d}" for i in range(NUM_ITEMS)}
+    assert len(done) < NUM_ITEMS + 10  # at most the chunk in hand again
     make(tmp_path / "whole").run()
     assert read_csvs(folder) == read_csvs(tmp_path / "whole")
     assert sorted(read_all(folder)) == ["report.json", "train.csv", "valid.csv"]
@@ -126,22 +128,22 @@ def test_a_killed_run_goes_on(tmp_path):
     assert not (folder / "train.csv").exists()
     time.sleep(0.5)  # the workers notice and leave
     num_done = len(log.read_text().splitlines())
-    assert num_done < NUM_TASKS
+    assert num_done < NUM_ITEMS
     make(folder, work=partial(work, log=log)).run(num_workers=2)
-    assert len(log.read_text().splitlines()) < NUM_TASKS + 20
+    assert len(log.read_text().splitlines()) < NUM_ITEMS + 20
     make(tmp_path / "whole").run()
     assert read_csvs(folder) == read_csvs(tmp_path / "whole")
 
 
 def run_counting(folder, log, **arguments):
-    """Return the report and how many tasks were done."""
+    """Return the account and how many items were done."""
     log.unlink(missing_ok=True)
     changes = arguments.pop("changes", {})
-    report = make(folder, work=partial(work, log=log), **changes).run(
+    account = make(folder, work=partial(work, log=log), **changes).run(
         **arguments
     )
     done = log.read_text().splitlines() if log.exists() else []
-    return report, len(done)
+    return account, len(done)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,10 @@ def run_counting(folder, log, **arguments):
     [
         ({}, 0),
         ({"num_workers": 2}, 0),
-        ({"overwrite": True}, NUM_TASKS),
-        ({"changes": {"options": {"min_seconds": 2.0}}}, NUM_TASKS),
-        ({"changes": {"files": [("a.wav", 1, 1)]}}, NUM_TASKS),
-        ({"changes": {"tasks": ["task000", "task001"]}}, 2),
+        ({"overwrite": True}, NUM_ITEMS),
+        ({"changes": {"options": {"min_seconds": 2.0}}}, NUM_ITEMS),
+        ({"changes": {"files": [("a.wav", 1, 1)]}}, NUM_ITEMS),
+        ({"changes": {"work_items": ["item000", "item001"]}}, 2),
     ],
 )
 def test_only_what_differs_is_done_again(tmp_path, arguments, num_expected):
@@ -161,7 +163,7 @@ def test_only_what_differs_is_done_again(tmp_path, arguments, num_expected):
     again, num_done = run_counting(folder, log, **arguments)
     assert num_done == num_expected
     assert again.reused == (num_expected == 0)
-    assert again.kept.count == 2 * (num_expected or NUM_TASKS)
+    assert again.kept.count == 2 * (num_expected or NUM_ITEMS)
 
 
 @pytest.mark.parametrize("lost", ["train.csv", "report.json"])
@@ -194,7 +196,7 @@ def test_a_refused_division_writes_the_account_and_no_manifest(tmp_path):
             refused.run(overwrite=True)
         assert "toy: 300 recordings" in str(caught.value)
         assert not read_csvs(tmp_path)
-        assert Report.load(tmp_path).dropped["gap"].count == NUM_TASKS
+        assert Account.load(tmp_path).dropped["gap"].count == NUM_ITEMS
     assert not make(tmp_path).run().reused
 
 
@@ -205,35 +207,33 @@ def test_what_was_listed_is_part_of_the_account(tmp_path):
         dropped=[("other", 3600.0), ("other", 3600.0)],
         problems=[("malformed line", "table:7")],
     )
-    report = make(tmp_path, listed=listed).run()
-    assert report.found.count == NUM_TASKS + 2
-    assert report.dropped["other"].hours == 2.0
-    assert report.problems == {"malformed line": ["table:7"]}
+    account = make(tmp_path, listing_outcome=listed).run()
+    assert account.found.count == NUM_ITEMS + 2
+    assert account.dropped["other"].hours == 2.0
+    assert account.problems == {"malformed line": ["table:7"]}
 
 
-def write_pairs(report):
-    """Write a further file, as lists of trials are."""
-    path = Path(report.manifest_dir) / "pairs.csv"
+def write_pairs(account):
+    """Write another file, as lists of trials are."""
+    path = Path(account.manifests_folder) / "pairs.csv"
     rows = Manifest.read(path.with_name("train.csv"))
     path.write_text(f"{rows[0].id},{rows[1].id}\n")
-    report.further["pairs.csv"] = 1
+    account.other_files["pairs.csv"] = 1
 
 
-def test_further_files_belong_to_a_preparation(tmp_path):
-    report = make(tmp_path, finish=write_pairs).run()
-    assert "1 lines: pairs.csv" in report.summary()
-    assert Report.load(tmp_path) == report
+def test_other_files_belong_to_a_preparation(tmp_path):
+    account = make(tmp_path, finish=write_pairs).run()
+    assert "1 lines: pairs.csv" in account.summary()
+    assert Account.load(tmp_path) == account
     assert make(tmp_path, finish=write_pairs).run().reused
     (tmp_path / "pairs.csv").unlink()
     assert not make(tmp_path, finish=write_pairs).run().reused
-    assert (tmp_path / "pairs.csv").read_text() == "task001/0,task001/1\n"
+    assert (tmp_path / "pairs.csv").read_text() == "item001/0,item001/1\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
-def test_manifests_without_their_further_files_are_not_finished(
-    tmp_path, error
-):
-    def stop(report):
+def test_manifests_without_their_other_files_are_not_finished(tmp_path, error):
+    def stop(account):
         raise error
 
     make(tmp_path, finish=write_pairs).run()
@@ -250,16 +250,16 @@ def test_another_corpus_is_not_overwritten(tmp_path):
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path):
-    def refuse(task):
-        return Outcome(problems=[("unreadable", task)])
+    def refuse(item):
+        return Outcome(problems=[("unreadable", item)])
 
     with pytest.raises(UserError, match="Nothing in /x is usable") as caught:
         make(tmp_path, work=refuse).run()
-    assert "300: unreadable: task000, task001, task002, ..." in str(
+    assert "300: unreadable: item000, item001, item002, ..." in str(
         caught.value
     )
     saved = json.loads((tmp_path / "report.json").read_text())
-    assert len(saved["problems"]["unreadable"]) == NUM_TASKS
+    assert len(saved["problems"]["unreadable"]) == NUM_ITEMS
     assert make(tmp_path).run().kept.count  # repaired: done again
 
 
@@ -282,7 +282,7 @@ def test_a_worker_that_dies_early_is_explained(tmp_path, monkeypatch):
         make(tmp_path).run(num_workers=2)
 
 
-def die(task):
+def die(item):
     os._exit(1)
 
 
@@ -308,4 +308,4 @@ def test_a_full_disk_is_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         make(tmp_path).run()
     monkeypatch.undo()
-    assert make(tmp_path).run().kept.count == 2 * NUM_TASKS
+    assert make(tmp_path).run().kept.count == 2 * NUM_ITEMS

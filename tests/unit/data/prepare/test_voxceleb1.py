@@ -10,7 +10,7 @@ import soundfile
 
 from summarymixing.data.manifest import Manifest
 from summarymixing.data.prepare import voxceleb1
-from summarymixing.data.prepare.voxceleb1 import plan_voxceleb1
+from summarymixing.data.prepare.voxceleb1 import CORPUS
 from summarymixing.errors import UserError
 from summarymixing.miniature import build_voxceleb1
 
@@ -25,7 +25,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def prepare(corpus, tmp_path):
     def run(source="", num_workers=1, **options):
-        plan = plan_voxceleb1(corpus / source, tmp_path / "m", **options)
+        plan = CORPUS.plan(corpus / source, tmp_path / "m", **options)
         return plan.run(num_workers=num_workers)
 
     return run
@@ -64,8 +64,8 @@ def dev_utterances(corpus):
 
 
 def test_an_utterance_has_a_row_for_each_full_chunk(corpus, prepare, tmp_path):
-    report = prepare()
-    assert not report.problems
+    account = prepare()
+    assert not account.problems
     rows = read_rows(tmp_path, "train") + read_rows(tmp_path, "valid")
     lengths = dev_utterances(corpus)
     assert Counter(map(utterance_of, rows)) == {
@@ -78,8 +78,8 @@ def test_an_utterance_has_a_row_for_each_full_chunk(corpus, prepare, tmp_path):
         assert row.duration == 3
         assert row.labels["speaker"] == name.split("/")[0]
         assert float(row.labels["recording_s"]) == lengths[name]
-    dropped = sum(total.hours for total in report.dropped.values())
-    assert report.kept.hours + dropped == pytest.approx(report.found.hours)
+    dropped = sum(total.hours for total in account.dropped.values())
+    assert account.kept.hours + dropped == pytest.approx(account.found.hours)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
@@ -153,7 +153,7 @@ def test_no_validation_set_can_be_asked_for(corpus, prepare, tmp_path):
 
 
 def test_trials_name_rows_of_the_test_set(corpus, prepare, tmp_path):
-    report = prepare()
+    account = prepare()
     rows = read_rows(tmp_path, "test")
     trials = [list(trial.values()) for trial in read_trials(tmp_path)]
     assert trials == read_list(corpus)
@@ -168,8 +168,8 @@ def test_trials_name_rows_of_the_test_set(corpus, prepare, tmp_path):
         )
     train = {row.labels["speaker"] for row in read_rows(tmp_path, "train")}
     assert not train & {row.labels["speaker"] for row in rows}
-    assert report.further == {"trials.csv": len(trials)}
-    assert "192 lines: trials.csv" in report.summary()
+    assert account.other_files == {"trials.csv": len(trials)}
+    assert "192 lines: trials.csv" in account.summary()
 
 
 @pytest.mark.parametrize("place", ["meta", "elsewhere"])
@@ -193,9 +193,9 @@ def test_what_is_not_in_the_trials_of_a_test_speaker_is_not_trained_on(
     others = [trial for trial in trials if enrolled not in trial]
     text = "".join(" ".join(trial) + "\n" for trial in others)
     (corpus / "veri_test2.txt").write_text(text)
-    report = prepare()
+    account = prepare()
     reason = "of a speaker of the trials, but not in them"
-    assert report.dropped[reason].count == 1
+    assert account.dropped[reason].count == 1
     parts = ("train", "valid", "test")
     rows = [row for part in parts for row in read_rows(tmp_path, part)]
     assert enrolled not in set(map(utterance_of, rows))
@@ -206,8 +206,8 @@ def test_damaged_test_audio_costs_its_trials(corpus, prepare, tmp_path, damage):
     name = trials[0][1]
     reason = damage(corpus / "wav" / f"{name}.wav")
     lost = [trial for trial in trials if name in trial]
-    report = prepare()
-    assert report.problems == {
+    account = prepare()
+    assert account.problems == {
         reason: [f"wav/{name}.wav"],
         "trial without its recordings": [f"{a} {b}" for _, a, b in lost],
     }
@@ -229,13 +229,13 @@ def test_damaged_training_audio_is_listed(corpus, prepare, tmp_path, damage):
 def test_short_utterances_are_counted(corpus, prepare, tmp_path):
     lengths = dev_utterances(corpus)
     chunk_seconds = sorted(lengths.values())[len(lengths) // 3] + 0.01
-    report = prepare(chunk_seconds=chunk_seconds)
+    account = prepare(chunk_seconds=chunk_seconds)
     short = [s for s in lengths.values() if s < chunk_seconds]
-    total = report.dropped[f"utterance shorter than {chunk_seconds:g} s"]
+    total = account.dropped[f"utterance shorter than {chunk_seconds:g} s"]
     assert total.count == len(short) > 0
     assert 3600 * total.hours == pytest.approx(sum(short))
-    dropped = sum(total.hours for total in report.dropped.values())
-    assert report.kept.hours + dropped == pytest.approx(report.found.hours)
+    dropped = sum(total.hours for total in account.dropped.values())
+    assert account.kept.hours + dropped == pytest.approx(account.found.hours)
 
 
 @pytest.mark.parametrize(
@@ -334,17 +334,16 @@ def test_an_utterance_in_two_archives_counts_once(corpus, prepare):
     copy = corpus / "test" / first.relative_to(corpus / "dev")
     copy.parent.mkdir(parents=True)
     shutil.copy(first, copy)
-    report = prepare()
-    assert report.kept.count == kept
+    account = prepare()
+    assert account.kept.count == kept
     path = str(copy.relative_to(corpus))
-    assert report.problems == {"utterance found twice": [path]}
+    assert account.problems == {"utterance found twice": [path]}
 
 
 @pytest.mark.parametrize(
     ("source", "options", "expected"),
     [
         ("wav", {}, "has no wav"),
-        ("..", {}, "no list of trials"),
         ("", {"trials": "nowhere.txt"}, "no list of trials .*nowhere.txt"),
         ("", {"chunk_seconds": 0}, "chunk_seconds"),
         ("", {"chunk_seconds": 60}, "nothing to train on"),
@@ -356,6 +355,10 @@ def test_a_wrong_command_is_explained(
 ):
     with pytest.raises(UserError, match=expected):
         prepare(source, **options)
+
+
+def test_the_corpus_is_found_below_source(corpus, prepare):
+    assert prepare("..").source == str(corpus)
 
 
 def test_a_corpus_without_the_list_is_explained(corpus, prepare):
