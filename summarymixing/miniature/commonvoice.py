@@ -9,8 +9,7 @@ and with a full stop; they claim no more grammar than that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -21,13 +20,18 @@ import numpy as np
 from summarymixing.errors import UserError
 from summarymixing.miniature.espeak import synthesise
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import count_utterances, share_out
 from summarymixing.miniature.sound import (
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.speakers import (
+    Reading,
+    Speaker,
+    cast_speakers,
+    count_utterances,
+    share_out,
+)
 from summarymixing.miniature.text import (
     OFTEN,
     Grammar,
@@ -93,23 +97,8 @@ COLUMNS = listed(
 SEXES = {"F": "female", "M": "male"}
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What one client reads: the work of one process.
-
-    Arguments
-    ---------
-    speaker : Speaker
-        Who.
-    part : str
-        Of the table, too.
-    sentences : mapping of str to str
-        Sentence of each clip, by its file name.
-    """
-
-    speaker: Speaker
-    part: Part
-    sentences: Mapping[str, str]
+# A file name and its sentence.
+Clip = tuple[str, str]
 
 
 def build_commonvoice(
@@ -132,13 +121,7 @@ def build_commonvoice(
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        Unknown language, espeak-ng is missing, or `dest` holds something
-        else.
+        `dest`; see `build_once` for the errors.
     """
     if language not in LANGUAGES:
         raise UserError(
@@ -150,19 +133,19 @@ def build_commonvoice(
     def make_jobs(root: Path) -> list[Job]:
         root = root / RELEASE / language
         root.mkdir(parents=True)
-        contributions = list(_plan(language, hours, seed))
+        readings = list(_plan(language, hours, seed))
         for part in get_args(Part):
-            mine = [about for about in contributions if about.part == part]
+            mine = [reading for reading in readings if reading.split == part]
             _write_table(root / f"{part}.tsv", mine, language)
         return [
-            partial(_write_clips, root / "clips", contribution, seed)
-            for contribution in contributions
+            partial(_write_clips, root / "clips", reading, seed)
+            for reading in readings
         ]
 
     return build_once(dest, "Common Voice", arguments, make_jobs)
 
 
-def _plan(language: str, hours: float, seed: int) -> Iterator[Contribution]:
+def _plan(language: str, hours: float, seed: int) -> Iterator[Reading[Clip]]:
     """Yield who reads what; no voice reads in two splits."""
     rng = np.random.default_rng(seed)
     most = sum(MAX_SPEAKERS.values())
@@ -180,7 +163,7 @@ def _plan(language: str, hours: float, seed: int) -> Iterator[Contribution]:
             per_speaker=UTTERANCES_PER_SPEAKER,
             max_speakers=MAX_SPEAKERS[part],
         ):
-            yield Contribution(next(speakers), part, dict(mine))
+            yield Reading(next(speakers), part, mine)
 
 
 def _make_sentences(
@@ -196,26 +179,26 @@ def _make_sentences(
     ]
 
 
-def _write_clips(folder: Path, contribution: Contribution, seed: int) -> None:
+def _write_clips(folder: Path, reading: Reading[Clip], seed: int) -> None:
     """Write the clips of one client, each with a background of its own."""
-    speaker, sentences = contribution.speaker, contribution.sentences
-    rng = np.random.default_rng([seed, speaker.number])
-    spoken = synthesise(speaker.voice, list(sentences.values()))
-    for name, speech in zip(sentences, spoken, strict=True):
+    rng = np.random.default_rng([seed, reading.speaker.number])
+    sentences = [sentence for _, sentence in reading.items]
+    spoken = synthesise(reading.speaker.voice, sentences)
+    for (name, _), speech in zip(reading.items, spoken, strict=True):
         framed = frame_utterance(speech, rng, CLIP_RATE_HZ)
         samples = Background.draw(rng).record(framed, rng)
         write_audio(folder / name, samples, CLIP_RATE_HZ)
 
 
 def _write_table(
-    path: Path, contributions: Sequence[Contribution], language: str
+    path: Path, readings: Sequence[Reading[Clip]], language: str
 ) -> None:
-    """Write a table as of the release: client, clip, sentence, votes ..."""
+    """Write a table as in the release: client, clip, sentence, votes ..."""
     rows = [
-        [_client_id(about.speaker), clip, sentence, "2", "0"]
-        + ["", SEXES[about.speaker.sex], "", language, ""]
-        for about in contributions
-        for clip, sentence in about.sentences.items()
+        [_client_id(reading.speaker), clip, sentence, "2", "0"]
+        + ["", SEXES[reading.speaker.sex], "", language, ""]
+        for reading in readings
+        for clip, sentence in reading.items
     ]
     lines = ["\t".join(cells) + "\n" for cells in [COLUMNS, *rows]]
     path.write_text("".join(lines), encoding="utf-8")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from summarymixing.errors import UserError
 from summarymixing.miniature import espeak_worker
 
-ESPEAK_RATE_HZ = espeak_worker.SAMPLE_RATE_HZ
+ESPEAK_RATE_HZ = espeak_worker.ESPEAK_RATE_HZ
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ POSITION_CHARACTER = 1
 CHARS_UTF8 = 1
 RATE, VOLUME, PITCH = 1, 2, 3
 
-SAMPLE_RATE_HZ = 22_050
+ESPEAK_RATE_HZ = 22_050
 VOLUME_PERCENT = 40  # at 100, the default, a third of the variants saturate
 
 SYNTH_CALLBACK = ctypes.CFUNCTYPE(
@@ -85,7 +85,7 @@ def _start(order: dict[str, Any]) -> ctypes.CDLL:
         order["data"].encode(),
         INITIALIZE_DONT_EXIT,
     )
-    if rate_hz != SAMPLE_RATE_HZ:
+    if rate_hz != ESPEAK_RATE_HZ:
         sys.exit(f"espeak_Initialize returned {rate_hz} for {order['data']}")
     # Seeded with the time of day otherwise; some variants use it.
     espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))

@@ -21,14 +21,13 @@ import numpy as np
 from summarymixing.data.audio import SAMPLE_RATE_HZ
 from summarymixing.miniature.espeak import Voice, synthesise_dialogue
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import check_hours
 from summarymixing.miniature.sound import (
     Background,
     Samples,
     frame_utterance,
     write_audio,
 )
-from summarymixing.miniature.speakers import Sex, cast_speakers
+from summarymixing.miniature.speakers import Sex, cast_speakers, check_hours
 from summarymixing.miniature.text import MANY_WORDS, make_clause
 
 SESSIONS = (1, 2, 3, 4, 5)
@@ -91,12 +90,7 @@ def build_iemocap(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        espeak-ng is missing, or `dest` holds something else.
+        `dest`; see `build_once` for the errors.
     """
     check_hours(hours)
     num_dialogues = len(SESSIONS) * len(DIALOGUES)

@@ -19,7 +19,6 @@ import numpy as np
 from summarymixing.data.audio import SAMPLE_RATE_HZ
 from summarymixing.miniature.espeak import Voice, synthesise
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import check_hours
 from summarymixing.miniature.sound import (
     Background,
     Samples,
@@ -27,7 +26,7 @@ from summarymixing.miniature.sound import (
     to_rate,
     write_audio,
 )
-from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.speakers import Speaker, cast_speakers, check_hours
 from summarymixing.miniature.text import (
     MANY_WORDS,
     make_clause,
@@ -35,7 +34,7 @@ from summarymixing.miniature.text import (
     pick,
 )
 
-Clip = tuple[str, ...]  # sentences without a pause between them
+Passage = tuple[str, ...]  # sentences without a pause between them
 Activity = list[list[float]]
 
 MEAN_RECORDING_S = 150.0
@@ -67,25 +66,25 @@ FIRST_SPEAKER, FIRST_BOOK = 200, 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class Chapter:
     """One chapter, read by one speaker: the work of one process.
 
     Arguments
     ---------
     path : Path
-        Relative to the split, without suffix.
+        The path below the split, without suffix.
     speaker : Speaker
-        Who reads.
+        The reader.
     book_meta : dict
-        As in the JSON file.
-    clips : sequence of Clip
+        The entry of the JSON file about the book.
+    clips : sequence of Passage
         What is read, with a pause after each clip.
     """
 
     path: Path
     speaker: Speaker
     book_meta: dict[str, Any]
-    clips: Sequence[Clip]
+    clips: Sequence[Passage]
 
 
 def build_librilight(
@@ -116,12 +115,7 @@ def build_librilight(
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        espeak-ng is missing, or `dest` holds something else.
+        `dest`; see `build_once` for the errors.
     """
     check_hours(hours)
     arguments = {
@@ -143,7 +137,7 @@ def build_librilight(
 
 def _plan_recordings(
     hours: float, seed: int, long_clip: bool
-) -> Iterator[Recording]:
+) -> Iterator[Chapter]:
     """Yield who reads what, for about that many hours in all."""
     rng = np.random.default_rng(seed)
     count = max(2, round(hours * 3600 / MEAN_RECORDING_S))
@@ -165,7 +159,7 @@ def _plan_recordings(
         )
         clips = list(plan_clips(rng, speaker.voice, seconds))
         path = _path_of(speaker, book, chapter)
-        yield Recording(path, speaker, book, clips)
+        yield Chapter(path, speaker, book, clips)
 
 
 def _make_book(rng: np.random.Generator, number: int) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def _path_of(speaker: Speaker, book: dict[str, Any], chapter: int) -> Path:
 
 def _plan_clips(
     rng: np.random.Generator, voice: Voice, seconds: float
-) -> Iterator[Clip]:
+) -> Iterator[Passage]:
     """Yield clips, at least one, until they fill the recording."""
     while True:
         wanted = rng.lognormal(math.log(CLIP_MEDIAN_S), CLIP_LOG_SIGMA)
@@ -203,7 +197,7 @@ def _plan_clips(
 
 def _plan_clips_around_long_one(
     rng: np.random.Generator, voice: Voice, seconds: float
-) -> Iterator[Clip]:
+) -> Iterator[Passage]:
     """Yield clips with one over 60 s between others."""
     around = max(seconds - LONG_CLIP_S, MIN_AROUND_LONG_CLIP_S)
     yield from _plan_clips(rng, voice, around / 2)
@@ -211,7 +205,9 @@ def _plan_clips_around_long_one(
     yield from _plan_clips(rng, voice, around / 2)
 
 
-def _fill_clip(rng: np.random.Generator, voice: Voice, seconds: float) -> Clip:
+def _fill_clip(
+    rng: np.random.Generator, voice: Voice, seconds: float
+) -> Passage:
     """Draw at least one sentence, until they last about so long."""
     sentences: list[str] = []
     while not sentences or seconds > HALF_SENTENCE_S:
@@ -226,18 +222,16 @@ def _speaking_seconds(text: str, voice: Voice) -> float:
     return spoken * PAUSES_AT_COMMAS + sum(PAUSES_INSIDE_S) / 2
 
 
-def _write_recording(
-    root: Path, recording: Recording, seed: Sequence[int]
-) -> None:
+def _write_recording(root: Path, chapter: Chapter, seed: Sequence[int]) -> None:
     """Write the .flac and the .json of one chapter."""
     rng = np.random.default_rng(seed)
-    speech, activity = _read_aloud(recording, rng)
+    speech, activity = _read_aloud(chapter, rng)
     background = Background.draw(rng)
-    audio = root / recording.path.with_suffix(".flac")
+    audio = root / chapter.path.with_suffix(".flac")
     write_audio(audio, background.record(speech, rng))
     about = {
-        "speaker": str(recording.speaker.number),
-        "book_meta": recording.book_meta,
+        "speaker": str(chapter.speaker.number),
+        "book_meta": chapter.book_meta,
         "snr": round(background.snr_db, ACTIVITY_DECIMALS),
         "voice_activity": activity,
     }
@@ -246,15 +240,15 @@ def _write_recording(
 
 
 def _read_aloud(
-    recording: Recording, rng: np.random.Generator
+    chapter: Chapter, rng: np.random.Generator
 ) -> tuple[Samples, Activity]:
     """Return speech with its pauses, and where it is, in seconds."""
-    texts = [text for clip in recording.clips for text in clip]
-    spoken = iter(synthesise(recording.speaker.voice, texts))
+    texts = [text for clip in chapter.clips for text in clip]
+    spoken = iter(synthesise(chapter.speaker.voice, texts))
     pieces = [silence(rng.uniform(*PAUSES_BETWEEN_S))]
     position = len(pieces[0])
     activity = []
-    for clip in recording.clips:
+    for clip in chapter.clips:
         sentences = []
         for _ in clip:
             sentences.append(to_rate(next(spoken)))

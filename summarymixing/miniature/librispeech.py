@@ -7,7 +7,7 @@ with `<speaker>-<chapter>.trans.txt`, and `LibriSpeech/SPEAKERS.TXT`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,48 +18,25 @@ import numpy as np
 from summarymixing.errors import UserError
 from summarymixing.miniature.espeak import synthesise
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import (
-    count_utterances,
-    share_out,
-)
 from summarymixing.miniature.sound import (
-    CLEAN_SNRS_DB,
     NOISY_SNRS_DB,
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.speakers import (
+    Reading,
+    Split,
+    cast_speakers,
+    count_utterances,
+    share_out,
+)
 from summarymixing.miniature.text import Part, make_clause
 
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """What one split takes of the corpus, and how it sounds.
-
-    Arguments
-    ---------
-    part : str
-        Whose sentences and voices it uses.
-    share : float
-        Of the hours of the corpus.
-    max_speakers : int
-        Test-clean and test-other together must not use up the voices of
-        their part.
-    snrs_db : (float, float)
-        Bounds of the speech-to-noise ratio.
-    """
-
-    part: Part
-    share: float
-    max_speakers: int
-    snrs_db: tuple[float, float]
-
-
 SPLITS = {
-    "train-clean-100": Split("train", 0.7, 40, CLEAN_SNRS_DB),
-    "dev-clean": Split("dev", 0.1, 8, CLEAN_SNRS_DB),
-    "test-clean": Split("test", 0.1, 8, CLEAN_SNRS_DB),
+    "train-clean-100": Split("train", 0.7, 40),
+    "dev-clean": Split("dev", 0.1, 8),
+    "test-clean": Split("test", 0.1, 8),
     "test-other": Split("test", 0.1, 8, NOISY_SNRS_DB),
 }
 
@@ -68,25 +45,6 @@ UTTERANCES_PER_SPEAKER = 12  # until a split has all its speakers
 UTTERANCES_PER_CHAPTER = 8
 
 FIRST_SPEAKER, FIRST_CHAPTER = 1000, 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one speaker reads: the work of one process.
-
-    Arguments
-    ---------
-    speaker : Speaker
-        Who; the number is unique in the corpus.
-    split : str
-        Where it goes.
-    texts : sequence of str
-        Utterances, without punctuation.
-    """
-
-    speaker: Speaker
-    split: str
-    texts: Sequence[str]
 
 
 def build_librispeech(
@@ -115,12 +73,7 @@ def build_librispeech(
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        Unknown split, espeak-ng is missing, or `dest` holds something else.
+        `dest`; see `build_once` for the errors.
     """
     shares = {name: split.share for name, split in SPLITS.items()}
     counts = utterances or count_utterances(
@@ -148,7 +101,9 @@ def _make_jobs(
     ]
 
 
-def _plan_readings(counts: Mapping[str, int], seed: int) -> Iterator[Reading]:
+def _plan_readings(
+    counts: Mapping[str, int], seed: int
+) -> Iterator[Reading[str]]:
     """Yield who reads what; no voice reads in two splits."""
     rng = np.random.default_rng(seed)
     most = max(split.max_speakers for split in SPLITS.values())
@@ -168,11 +123,11 @@ def _plan_readings(counts: Mapping[str, int], seed: int) -> Iterator[Reading]:
             yield Reading(replace(speaker, number=next(numbers)), name, texts)
 
 
-def _write_reading(root: Path, reading: Reading, seed: int) -> None:
+def _write_reading(root: Path, reading: Reading[str], seed: int) -> None:
     """Write the chapters of one speaker."""
     number = reading.speaker.number
     rng = np.random.default_rng([seed, number])
-    spoken = synthesise(reading.speaker.voice, reading.texts)
+    spoken = synthesise(reading.speaker.voice, reading.items)
     step = UTTERANCES_PER_CHAPTER
     for index, first in enumerate(range(0, len(spoken), step)):
         chapter = FIRST_CHAPTER + 100 * (number - FIRST_SPEAKER) + index
@@ -183,17 +138,17 @@ def _write_reading(root: Path, reading: Reading, seed: int) -> None:
             name = f"{number}-{chapter}-{utterance:04d}"
             framed = frame_utterance(speech, rng)
             write_audio(folder / f"{name}.flac", background.record(framed, rng))
-            lines.append(f"{name} {reading.texts[first + utterance].upper()}\n")
+            lines.append(f"{name} {reading.items[first + utterance].upper()}\n")
         transcript = folder / f"{number}-{chapter}.trans.txt"
         transcript.write_text("".join(lines), encoding="utf-8")
 
 
-def _write_speaker_table(path: Path, readings: Sequence[Reading]) -> None:
+def _write_speaker_table(path: Path, readings: Sequence[Reading[str]]) -> None:
     """Write SPEAKERS.TXT; a speaker's "name" is the voice."""
     lines = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
     for reading in readings:
         speaker = reading.speaker
-        minutes = len(reading.texts) * SECONDS_PER_UTTERANCE / 60
+        minutes = len(reading.items) * SECONDS_PER_UTTERANCE / 60
         lines.append(
             f"{speaker.number:<5}| {speaker.sex} | {reading.split:<16} | "
             f"{minutes:5.2f} | {speaker.voice.name}\n"

@@ -8,7 +8,7 @@ hold one prompt per line with its recordings.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -19,7 +19,6 @@ import numpy as np
 
 from summarymixing.miniature.espeak import synthesise
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import count_utterances, share_out
 from summarymixing.miniature.sound import (
     CLEAN_SNRS_DB,
     NOISY_SNRS_DB,
@@ -27,7 +26,14 @@ from summarymixing.miniature.sound import (
     frame_utterance,
     write_audio,
 )
-from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.speakers import (
+    Reading,
+    Speaker,
+    Split,
+    cast_speakers,
+    count_utterances,
+    share_out,
+)
 from summarymixing.miniature.text import (
     OFTEN,
     Part,
@@ -59,15 +65,6 @@ SCENARIOS = {
 }
 OPENING = Slot(listed("please, could you, I want you to, now"), OFTEN)
 ENDING = Slot(listed("today, tomorrow, this evening, quickly, again"), OFTEN)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One of the three tables: its sentences and voices, and its size."""
-
-    part: Part
-    share: float
-    max_speakers: int
 
 
 SPLITS = {
@@ -127,15 +124,6 @@ class Prompt:
         return {"recordings": dict.fromkeys(self.recordings, about)}
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The prompts of one speaker: the work of one process."""
-
-    speaker: Speaker
-    split: str
-    prompts: Sequence[Prompt]
-
-
 def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     """Build a miniature SLURP, or find it built.
 
@@ -153,12 +141,7 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        espeak-ng is missing, or `dest` holds something else.
+        `dest`; see `build_once` for the errors.
     """
     shares = {name: split.share for name, split in SPLITS.items()}
     counts = {
@@ -177,7 +160,7 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
         metadata = {
             str(prompt.number): prompt.describe_speaker(reading.speaker)
             for reading in readings
-            for prompt in reading.prompts
+            for prompt in reading.items
         }
         (root / "metadata.json").write_text(json.dumps(metadata), "utf-8")
         return [
@@ -188,7 +171,9 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     return build_once(dest, "SLURP", arguments, make_jobs)
 
 
-def plan_readings(counts: dict[str, int], seed: int) -> Iterator[Reading]:
+def plan_readings(
+    counts: dict[str, int], seed: int
+) -> Iterator[Reading[Prompt]]:
     """Yield who reads what; no voice reads in two splits.
 
     Arguments
@@ -229,21 +214,21 @@ def _make_prompt(rng: np.random.Generator, number: int, part: Part) -> Prompt:
     return Prompt(number, scenario, make_clause(rng, part, grammar))
 
 
-def _write_table(path: Path, readings: Iterable[Reading]) -> None:
+def _write_table(path: Path, readings: Iterable[Reading[Prompt]]) -> None:
     lines = [
         json.dumps(prompt.describe()) + "\n"
         for reading in readings
-        for prompt in reading.prompts
+        for prompt in reading.items
     ]
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _write_reading(folder: Path, reading: Reading, seed: int) -> None:
+def _write_reading(folder: Path, reading: Reading[Prompt], seed: int) -> None:
     """Write all recordings of one speaker."""
     rng = np.random.default_rng([seed, reading.speaker.number])
-    sentences = [prompt.sentence for prompt in reading.prompts]
+    sentences = [prompt.sentence for prompt in reading.items]
     spoken = synthesise(reading.speaker.voice, sentences)
-    for prompt, speech in zip(reading.prompts, spoken, strict=True):
+    for prompt, speech in zip(reading.items, spoken, strict=True):
         framed = frame_utterance(speech, rng)
         for name, snrs_db in prompt.recordings.items():
             samples = Background.draw(rng, snrs_db).record(framed, rng)

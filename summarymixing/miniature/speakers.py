@@ -1,4 +1,4 @@
-"""Speakers: settings of the synthesiser, not people.
+"""Who speaks how much: speakers are settings of the synthesiser, not people.
 
 A speaker is a voice (accent or language), a variant (timbre), a pitch and a
 speed. As with sentences, train, dev and test share no voice and variant.
@@ -6,15 +6,19 @@ speed. As with sentences, train, dev and test share no voice and variant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
+from summarymixing.errors import UserError
 from summarymixing.miniature.espeak import Voice
+from summarymixing.miniature.sound import CLEAN_SNRS_DB
 from summarymixing.miniature.text import Part, listed, part_of
 
+Item = TypeVar("Item")
 Sex = Literal["F", "M"]
 
 ENGLISH = (
@@ -61,6 +65,48 @@ class Speaker:
     number: int
     sex: Sex
     voice: Voice
+
+
+@dataclass(frozen=True)
+class Reading(Generic[Item]):
+    """What one speaker reads: the work of one process.
+
+    Arguments
+    ---------
+    speaker : Speaker
+        The reader, whose number is unique in the corpus.
+    split : str
+        The split that the recordings go to.
+    items : sequence
+        The utterances, with what the corpus says about each.
+    """
+
+    speaker: Speaker
+    split: str
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What one split takes of the corpus, and how it sounds.
+
+    Arguments
+    ---------
+    part : str
+        The part whose sentences and voices it uses.
+    share : float
+        The share of the hours of the corpus.
+    max_speakers : int
+        The largest number of speakers; all splits of a part together must
+        not use up its voices.
+    snrs_db : (float, float)
+        Bounds of the speech-to-noise ratio.
+    """
+
+    part: Part
+    share: float
+    max_speakers: int
+    snrs_db: tuple[float, float] = CLEAN_SNRS_DB
 
 
 def cast_speakers(
@@ -121,3 +167,70 @@ def _shuffled_names(
     names = [f"{lang}+{variant}" for lang in languages for variant in variants]
     names = [name for name in names if part is None or part_of(name) == part]
     return [names[index] for index in rng.permutation(len(names))]
+
+
+def count_utterances(
+    hours: float, shares: Mapping[str, float], seconds_each: float
+) -> dict[str, int]:
+    """Return how many utterances make up the hours of each split.
+
+    Arguments
+    ---------
+    hours : float
+        Audio of the whole corpus; UserError unless positive and finite.
+    shares : mapping of str to float
+        The share of each split in the hours.
+    seconds_each : float
+        Mean length of an utterance.
+
+    Returns
+    -------
+    dict of str to int
+        The number for each split, at least 2.
+
+    Example
+    -------
+    >>> count_utterances(0.1, {"train": 0.9, "test": 0.1}, seconds_each=3.0)
+    {'train': 108, 'test': 12}
+    """
+    check_hours(hours)
+    return {
+        split: max(2, round(hours * 3600 * share / seconds_each))
+        for split, share in shares.items()
+    }
+
+
+def check_hours(hours: float) -> None:
+    """Raise `UserError` unless the hours are positive and finite."""
+    if not 0 < hours < math.inf:
+        raise UserError(
+            f"hours is {hours}; give a positive number, such as --hours=0.2."
+        )
+
+
+def share_out(
+    items: Sequence[Item], *, per_speaker: int, max_speakers: int
+) -> list[Sequence[Item]]:
+    """Deal utterances to as many speakers as they keep busy.
+
+    Arguments
+    ---------
+    items : sequence
+        The utterances.
+    per_speaker : int
+        Utterances of each speaker, until there are enough for all speakers.
+    max_speakers : int
+        The largest number of speakers.
+
+    Returns
+    -------
+    list of sequence
+        The utterances of each speaker, at least one.
+
+    Example
+    -------
+    >>> share_out("abcdefg", per_speaker=2, max_speakers=3)
+    ['adg', 'be', 'cf']
+    """
+    num_speakers = min(max_speakers, math.ceil(len(items) / per_speaker))
+    return [items[index::num_speakers] for index in range(num_speakers)]

@@ -17,13 +17,12 @@ import numpy as np
 
 from summarymixing.miniature.espeak import synthesise
 from summarymixing.miniature.folder import Job, build_once
-from summarymixing.miniature.planning import check_hours
 from summarymixing.miniature.sound import (
     Background,
     frame_utterance,
     write_audio,
 )
-from summarymixing.miniature.speakers import Speaker, cast_speakers
+from summarymixing.miniature.speakers import Speaker, cast_speakers, check_hours
 from summarymixing.miniature.text import Part, make_story_sentence, pick
 
 
@@ -94,12 +93,7 @@ def build_voxceleb1(dest: Path, *, hours: float = 0.3, seed: int = 1) -> Path:
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        espeak-ng is missing, or `dest` holds something else.
+        `dest`; see `build_once` for the errors.
     """
     check_hours(hours)
 

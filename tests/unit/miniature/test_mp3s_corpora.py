@@ -125,7 +125,7 @@ def test_slurp_has_all_scenarios_and_both_microphones(get_corpus):
 def test_slurp_speakers_do_not_tell_the_scenario():
     prompts = {"train": 18 * 30, "devel": 18, "test": 18}
     spoken = {
-        reading.speaker.number: {prompt.scenario for prompt in reading.prompts}
+        reading.speaker.number: {prompt.scenario for prompt in reading.items}
         for reading in slurp.plan_readings(prompts, seed=1)
         if reading.split == "train"
     }
