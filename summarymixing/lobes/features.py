@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from speechbrain.lobes.features import Fbank
 from torch import Tensor, nn
 
+from summarymixing.data.audio import SAMPLE_RATE_HZ
 from summarymixing.nnet.masking import (
     masked_mean,
     padding_mask_from_lengths,
     zero_padding,
 )
 
-SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 160  # 10 ms
 FRAMES_PER_SECOND = 50
 MIN_ENERGY = 1e-10

@@ -26,13 +26,13 @@ class Outcome:
     group : str
         What must stay together in one manifest: recording, speaker, split.
     num_recordings : int
-        Recordings looked at.
+        The number of recordings looked at.
     found_s : float
         Seconds of audio in the readable ones.
     rows : list of Row
-        What is kept.
+        The rows that are kept.
     dropped : list of (str, float)
-        Reason and seconds of each stretch that is not kept.
+        Reason and seconds of each stretch of audio that is not kept.
     problems : list of (str, str)
         Reason and name of each file that cannot be used as it should.
     """
@@ -69,22 +69,16 @@ class Total:
     Arguments
     ---------
     count : int
-        Rows or stretches.
+        The number of rows, or of dropped stretches of audio.
     hours : float
-        Hours of audio.
+        The hours of audio in them.
     """
 
     count: int = 0
     hours: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one more.
-
-        Arguments
-        ---------
-        seconds : float
-            Its audio.
-        """
+        """Count one more, of that many seconds."""
         self.count += 1
         self.hours += seconds / 3600
 
@@ -96,29 +90,29 @@ class Account:
     Arguments
     ---------
     corpus : str
-        Name of the corpus.
+        The name of the corpus.
     source, manifests_folder : str
-        Absolute folders.
+        The absolute folders of the corpus and of the manifests.
     options : dict
-        Options of the preparation.
+        The options of the preparation, by name.
     fingerprint : str
-        Identifies the files of the corpus and the options.
+        A hash of the files of the corpus and the options.
     miniature : bool
         Whether the audio is synthetic speech of `summarymixing.miniature`,
         whose results say nothing about the real corpus.
     found : Total
-        Recordings looked at, and the audio in the readable ones.
+        The recordings looked at, and the audio in the readable ones.
     manifests : dict[str, Total]
-        Rows of each manifest, by its file name.
+        The rows of each manifest, by its file name.
     dropped : dict[str, Total]
-        Stretches that are not kept, by reason.
+        The stretches of audio that are not kept, by reason.
     problems : dict[str, list of str]
-        Names of unusable files, by reason.
+        The names of unusable files, by reason.
     other_files : dict[str, int]
-        Lines of each file that belongs to the manifests, such as a list of
-        trials, by its name.
+        The number of lines of each file beside the manifests, such as a list
+        of trials, by its name.
     reused : bool
-        Nothing was done, since this very preparation was already finished.
+        Whether nothing was done, since this preparation was already finished.
     """
 
     corpus: str
@@ -140,13 +134,7 @@ class Account:
         return _sum(self.manifests.values())
 
     def add(self, outcome: Outcome) -> None:
-        """Count an outcome, except for its rows.
-
-        Arguments
-        ---------
-        outcome : Outcome
-            What became of one work item.
-        """
+        """Count the outcome of one work item, except for its rows."""
         self.found.count += outcome.num_recordings
         self.found.hours += outcome.found_s / 3600
         for reason, seconds in outcome.dropped:
@@ -154,21 +142,14 @@ class Account:
         for reason, name in outcome.problems:
             self.problems.setdefault(reason, []).append(name)
 
-    def save(self) -> Path:
-        """Write report.json beside the manifests, atomically.
-
-        Returns
-        -------
-        Path
-            The file.
-        """
+    def save(self) -> None:
+        """Write report.json beside the manifests, atomically."""
         path = Path(self.manifests_folder) / REPORT_NAME
         content = asdict(self)
         del content["reused"]
         with open_atomically(path) as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
             file.write("\n")
-        return path
 
     @classmethod
     def load(cls, manifests_folder: Path) -> Account | None:
@@ -185,9 +166,7 @@ class Account:
             None where there is none that this version can read.
         """
         try:
-            saved = json.loads(
-                (manifests_folder / REPORT_NAME).read_text("utf-8")
-            )
+            saved = _read_report(manifests_folder)
             account = cls(**saved)
             account.found = Total(**saved["found"])
             account.manifests = _load_totals(saved["manifests"])
@@ -208,21 +187,10 @@ class Account:
         ]
         return "\n".join(lines)
 
-    def nothing_usable(self, expected: str) -> UserError:
-        """Return the error for a source of which nothing is kept.
-
-        Arguments
-        ---------
-        expected : str
-            What the source should hold.
-
-        Returns
-        -------
-        UserError
-            With the account.
-        """
+    def nothing_usable(self, layout: str) -> UserError:
+        """Return the error for a corpus that should have this layout."""
         return UserError(
-            f"Nothing in {self.source} is usable. Expected: {expected}.\n"
+            f"Nothing in {self.source} is usable. Expected: {layout}.\n"
             f"{self.summary()}\n"
             "Repair the corpus, or loosen the limits (--help lists them)."
         )

@@ -25,11 +25,11 @@ class FoundFile(NamedTuple):
     Arguments
     ---------
     relative : str
-        Path from the root of the listing.
+        The path below the folder that was listed.
     size : int
-        Bytes.
+        The size in bytes.
     mtime_ns : int
-        Time of the last change.
+        The time of the last change in nanoseconds.
     """
 
     relative: str
@@ -37,31 +37,23 @@ class FoundFile(NamedTuple):
     mtime_ns: int
 
 
-def check_source(corpus_folder: Path) -> Path:
-    """Return the absolute path of a corpus folder that exists.
+def check_source(source: Path) -> Path:
+    """Return the absolute path of SOURCE, which must be a folder.
 
-    Arguments
-    ---------
-    corpus_folder : Path
-        What the user gave as SOURCE.
-
-    Returns
-    -------
-    Path
-        Absolute; symbolic links are kept, since users know their names.
+    Symbolic links are kept, since users know their names.
     """
-    corpus_folder = Path(os.path.abspath(corpus_folder))
-    if not corpus_folder.exists():
+    source = Path(os.path.abspath(source))
+    if not source.exists():
         raise UserError(
-            f"SOURCE {corpus_folder} does not exist. Give the folder of the "
+            f"SOURCE {source} does not exist. Give the folder of the "
             "corpus; a relative path starts at the current folder."
         )
-    if not corpus_folder.is_dir():
+    if not source.is_dir():
         raise UserError(
-            f"SOURCE {corpus_folder} is a file. Give the folder of the corpus "
+            f"SOURCE {source} is a file. Give the folder of the corpus "
             "(unpack an archive first)."
         )
-    return corpus_folder
+    return source
 
 
 def find_corpus(source: Path, is_corpus: Callable[[Path], bool]) -> Path:
@@ -124,40 +116,24 @@ def check_holds(folder: Path, names: Sequence[str], advice: str) -> None:
     Arguments
     ---------
     folder : Path
-        What the user gave, for example as SOURCE.
+        The folder that the user gave, for example as SOURCE.
     names : Sequence of str
-        Files or folders that it must hold.
+        The files or folders that it must hold.
     advice : str
-        What to give in its place.
+        What to give instead.
     """
     missing = [name for name in names if not (folder / name).exists()]
     require(not missing, f"{folder} has no {', '.join(missing)}. {advice}")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `UserError` where an option is out of its range.
-
-    Arguments
-    ---------
-    condition : bool
-        What must hold.
-    message : str
-        What is wrong and how to repair it.
-    """
+    """Raise `UserError` with a message unless a condition holds."""
     if not condition:
         raise UserError(message)
 
 
 def check_fraction(name: str, fraction: float) -> None:
-    """Raise `UserError` where the size of a validation set is out of range.
-
-    Arguments
-    ---------
-    name : str
-        The name of the option, with its dashes.
-    fraction : float
-        Its value, which must be in [0, 1).
-    """
+    """Raise `UserError` unless the fraction of an option is in [0, 1)."""
     require(0 <= fraction < 1, f"{name} is {fraction:g}; it must be in [0, 1).")
 
 
@@ -169,21 +145,17 @@ def list_files(
     Arguments
     ---------
     root : Path
-        The paths are relative to it.
+        The folder that the paths are relative to.
     suffixes : Collection[str]
-        Endings to take, in lower case, with the dot.
+        The endings to take, in lower case, with the dot.
     below : str
-        Look only into this folder of `root`.
+        The only folder of `root` to look into.
 
     Returns
     -------
     list of FoundFile
-        Hidden files (as macOS leaves them) are left out.
-
-    Raises
-    ------
-    UserError
-        Where a folder cannot be read: its files would be lost in silence.
+        The files, without hidden ones (as macOS leaves them). UserError where
+        a folder cannot be read: its files would be lost in silence.
     """
     found: list[FoundFile] = []
     visited: set[tuple[int, int]] = set()
@@ -230,7 +202,7 @@ def choose_validation(
     group_seconds : Mapping[str, float]
         Seconds of audio of each recording, speaker or folder.
     budget_s : float
-        Most seconds to take. One group is taken even if none is that small.
+        The most seconds to take; one group is taken even if it is longer.
 
     Returns
     -------
@@ -276,9 +248,9 @@ def assign_train_valid(
     group_seconds : Mapping[str, float]
         Seconds of audio of each recording, speaker or folder.
     max_fraction : float
-        Most of the corpus that validation may take, in [0, 1).
+        The largest part of the corpus for validation, in [0, 1).
     max_seconds : float
-        Most seconds that validation may take.
+        The largest number of seconds for validation.
 
     Returns
     -------
@@ -305,7 +277,7 @@ def assign_splits(
     splits : Sequence of str
         The splits that the corpus should have.
     advice : str
-        For the error: what is expected, and how to repair it.
+        What is expected, and how to repair it, for the error message.
 
     Returns
     -------
@@ -323,9 +295,9 @@ def add_trials(account: Account, trials: Sequence[Trial]) -> None:
     Arguments
     ---------
     account : Account
-        Of this preparation; trials.csv becomes a part of it.
+        The account of this preparation, which counts the trials.
     trials : Sequence of Trial
-        Some of the same speaker, and some of two.
+        Trials of the same speaker and of two; UserError otherwise.
     """
     require(
         {trial.target for trial in trials} == {"0", "1"},
@@ -338,18 +310,7 @@ def add_trials(account: Account, trials: Sequence[Trial]) -> None:
 
 
 def shuffling_key(name: str) -> str:
-    """Return a key that sorts names in an order that means nothing.
-
-    Arguments
-    ---------
-    name : str
-        For example an id.
-
-    Returns
-    -------
-    str
-        The same on every machine.
-    """
+    """Return a key that sorts names at random, but the same everywhere."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -369,14 +330,14 @@ def find_file(path: str, entry: os.DirEntry[str] | Path) -> FoundFile:
     Arguments
     ---------
     path : str
-        How to call it.
+        The path that it shall have in the result.
     entry : DirEntry or Path
         The file.
 
     Returns
     -------
     FoundFile
-        With a size of -1 where there is no such file.
+        The file, with a size of -1 where there is none.
     """
     try:
         stat = entry.stat()

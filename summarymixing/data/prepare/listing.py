@@ -15,7 +15,7 @@ from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
 from summarymixing.data.manifest import Row
 from summarymixing.data.prepare.account import Account, Outcome
 from summarymixing.data.prepare.common import FoundFile
-from summarymixing.data.prepare.pipeline import Plan, write_nothing
+from summarymixing.data.prepare.pipeline import Plan
 from summarymixing.errors import UserError
 
 # In what libsndfile notes about a wav: bytes stated, and bytes there.
@@ -29,13 +29,13 @@ class Recording(NamedTuple):
     Arguments
     ---------
     group : str
-        Of its outcome: what must stay together in one manifest.
+        What must stay together in one manifest, for example the split.
     id : str
-        Of its row.
+        The id of its row.
     path : str
-        From the root of the corpus.
+        The path below the folder of the corpus.
     labels : dict[str, str]
-        Of its row.
+        The labels of its row, by the name of their column.
     """
 
     group: str
@@ -61,7 +61,7 @@ class Listing:
         Arguments
         ---------
         recording : Recording
-            What its line says.
+            What a line of a table, or the name of a file, says.
         place : str
             Where that line is, for the account.
         """
@@ -75,26 +75,18 @@ class Listing:
             self.work_items.append(json.dumps(recording))
 
     def note(self, reason: str, place: str) -> None:
-        """Note a problem.
-
-        Arguments
-        ---------
-        reason : str
-            What is wrong.
-        place : str
-            A file, or a line of it.
-        """
+        """Note what is wrong (`reason`) with a file or a line (`place`)."""
         self.outcome.problems.append((reason, place))
 
     def drop(self, reason: str, seconds: float) -> None:
-        """Count a recording that is sound, and not part of the task.
+        """Count a recording that is sound but not wanted.
 
         Arguments
         ---------
         reason : str
-            Why.
+            Why the recording is not wanted.
         seconds : float
-            Its audio.
+            The length of its audio.
         """
         self.outcome.num_recordings += 1
         self.outcome.found_s += seconds
@@ -107,21 +99,12 @@ class Listing:
         *,
         assign: Callable[[Mapping[str, float]], Mapping[str, str]],
         replaces: Sequence[str],
-        finish: Callable[[Account], None] = write_nothing,
+        finish: Callable[[Account], None] | None = None,
     ) -> Plan:
         """Return the plan that makes one row of each recording.
 
-        Arguments
-        ---------
-        source : Path
-            The folder that the paths of the recordings start at.
-        files, assign, replaces, finish
-            The fields of `Plan` of these names.
-
-        Returns
-        -------
-        Plan
-            The plan.
+        The arguments are the fields of `Plan` of these names; the paths of
+        the recordings start at `source`.
         """
         return Plan(
             source=source,
@@ -140,7 +123,7 @@ class Listing:
         Arguments
         ---------
         root : Path
-            The corpus.
+            The folder of the corpus.
         name : str
             Path of the table below it.
 
@@ -171,9 +154,9 @@ def process_recording(item: str, *, root: Path) -> Outcome:
     Arguments
     ---------
     item : str
-        Of `Listing.work_items`.
+        An element of `Listing.work_items`.
     root : Path
-        The corpus.
+        The folder of the corpus.
 
     Returns
     -------
@@ -196,7 +179,7 @@ def add_row(outcome: Outcome, recording: Recording, root: Path) -> None:
     recording : Recording
         What its row will say.
     root : Path
-        The corpus.
+        The folder of the corpus.
     """
     duration_s = measure(outcome, root, recording.path)
     if duration_s:
@@ -214,7 +197,7 @@ def measure(outcome: Outcome, root: Path, name: str) -> float:
     outcome : Outcome
         Where its seconds, or the problem, are added.
     root : Path
-        The corpus.
+        The folder of the corpus.
     name : str
         Path of the recording below it.
 

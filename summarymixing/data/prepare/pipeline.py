@@ -1,6 +1,6 @@
 """Runs a preparation in many processes; a killed one can go on.
 
-The work items are worked on in chunks. The result of each chunk is a file below
+Work items are done in chunks. The result of each chunk is a file below
 `MANIFESTS/.partial`, written atomically, so that a second run takes up what
 the first has finished. When all are there they are put together in order;
 `report.json` is written last and says that the preparation is complete.
@@ -54,16 +54,6 @@ def _nothing_listed() -> Outcome:
     return Outcome(num_recordings=0)
 
 
-def write_nothing(account: Account) -> None:
-    """Write no file beside the manifests.
-
-    Arguments
-    ---------
-    account : Account
-        The account of the preparation, left as it is.
-    """
-
-
 @dataclass(frozen=True)
 class Plan:
     """The work of a corpus: what to do with which files.
@@ -89,7 +79,7 @@ class Plan:
     listing_outcome : Outcome
         What was dropped, and what is wrong, as far as that was seen while
         the work was listed; it has no rows.
-    finish : Callable[[Account], None]
+    finish : Callable[[Account], None], optional
         Called when the manifests are there and report.json is not: writes
         the files that belong to them, such as a list of trials, and counts
         their lines in `account.other_files`.
@@ -102,7 +92,7 @@ class Plan:
     assign: Callable[[Mapping[str, float]], Mapping[str, str]]
     replaces: Sequence[str] = ()
     listing_outcome: Outcome = field(default_factory=_nothing_listed)
-    finish: Callable[[Account], None] = write_nothing
+    finish: Callable[[Account], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,7 @@ class Preparation:
                 (folder / name).unlink(missing_ok=True)
             account.add(plan.listing_outcome)
             _put_together(chunks, plan.assign, account)
-            if account.manifests:
+            if account.manifests and plan.finish is not None:
                 plan.finish(account)
             account.save()
             shutil.rmtree(partial_folder.parent)
@@ -210,17 +200,7 @@ def _open_partial(account: Account, overwrite: bool) -> Path:
 
 
 class _Chunks:
-    """The outcomes of all work items, on disk.
-
-    Arguments
-    ---------
-    folder : Path
-        Where the chunks are written.
-    work_items : Sequence of str
-        All work items.
-    work : Callable[[str], Outcome]
-        Does one work item.
-    """
+    """The outcomes of all work items, in a folder of files."""
 
     def __init__(
         self,
