@@ -1,4 +1,4 @@
-"""Manifests: CSV files that say which stretch of which recording is an item.
+"""Manifests: CSV files of utterances, each a part of a recording or all of it.
 
 Columns: `id,path,segments,duration`, then label columns. `segments` holds
 `start-stop` pairs in seconds ("12.34-20.5;21-30.25"; empty: the whole file),
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,7 +180,7 @@ def relocate_manifest(path: Path, old_prefix: str, new_prefix: str) -> int:
     return num_changed
 
 
-class Manifest(Sequence[Row]):
+class Manifest:
     """The rows of a manifest, packed.
 
     The text of the file is kept as one `bytes` with an array of offsets, and
@@ -261,16 +260,12 @@ class Manifest(Sequence[Row]):
         """Return the number of rows."""
         return len(self.durations)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __iter__(self) -> Iterator[Row]:
+        """Parse one row after the other."""
+        return (self[index] for index in range(len(self)))
 
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        """Parse one row, or a list of them."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Row:
+        """Parse one row."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.path}")
         index %= len(self)
@@ -305,9 +300,9 @@ class Manifest(Sequence[Row]):
             return self
         if not kept:
             raise UserError(
-                f"none of the {len(self)} utterances of {self.path} is left "
-                "for this purpose. Prepare the whole corpus, or loosen the "
-                "limits of the task."
+                f"None of the {len(self)} utterances of {self.path} can be "
+                "used here. Prepare the whole corpus, or loosen the limits of "
+                "the task."
             )
         records = [
             self._text[self._starts[i] : self._starts[i + 1]] for i in kept
@@ -374,7 +369,7 @@ class _ManifestReader:
         if not durations:
             raise UserError(
                 f"{self.path} has a header but no rows. Prepare the corpus "
-                "again and look at its report for what was dropped."
+                "again; its report.json says what was dropped."
             )
         manifest = Manifest(
             self.path,
@@ -427,7 +422,7 @@ class _ManifestReader:
             )
         label_names = tuple(header[len(COLUMNS) :])
         if len(set(header)) < len(header):
-            raise self._error("a column name stands twice")
+            raise self._error("a column name occurs twice")
         missing = [name for name in required_labels if name not in label_names]
         if missing:
             raise UserError(
@@ -496,7 +491,7 @@ class _ManifestReader:
                 ]
                 self.line = lines[1]
                 raise self._error(
-                    f"id {row_id!r} already stands in line {lines[0]}"
+                    f"id {row_id!r} is already used in line {lines[0]}"
                 )
 
     def _error(self, what: str) -> UserError:

@@ -37,7 +37,7 @@ def write_trials(path: Path, trials: Sequence[Trial]) -> None:
     path : Path
         The file to write.
     trials : Sequence of Trial
-        In the order of the file.
+        The trials, in the order of the file.
     """
     with open_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -51,12 +51,12 @@ def read_trials(path: Path) -> list[Trial]:
     Arguments
     ---------
     path : Path
-        CSV with the columns target (0 or 1), enrol, test.
+        A CSV file with the columns target (0 or 1), enrol, test.
 
     Returns
     -------
     list of Trial
-        Of both kinds. UserError for anything else.
+        Trials of one speaker and of two; UserError for anything else.
     """
     again = "Prepare the corpus again (recipes/prepare.py writes trials.csv)."
     try:
@@ -71,7 +71,7 @@ def read_trials(path: Path) -> list[Trial]:
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(Trial._fields) or line[0] not in ("0", "1"):
             raise UserError(
-                f"{path}, line {number}: {','.join(line)!r} is no trial "
+                f"{path}, line {number}: {','.join(line)!r} is not a trial "
                 f"(0 or 1, two ids). {again}"
             )
     trials = [Trial(*line) for line in lines[1:]]

@@ -32,10 +32,10 @@ def build_once(
     dest : Path
         The folder of the corpus.
     corpus : str
-        Its name, for people.
+        The name of the real corpus, for people.
     arguments : mapping
         All that the content depends on; a corpus that was built with the same
-        ones is left alone.
+        arguments is left alone.
     make_jobs : Callable[[Path], sequence of Job]
         Writes what is common (tables) to the given folder, and returns the
         jobs that write the rest, in any order and in parallel.
@@ -48,7 +48,7 @@ def build_once(
     Raises
     ------
     UserError
-        `dest` holds something else.
+        espeak-ng is missing, or `dest` holds something else.
     """
     marker = _describe(corpus, arguments)
     if _is_built(dest, marker):

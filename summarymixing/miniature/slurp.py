@@ -179,14 +179,14 @@ def plan_readings(
     Arguments
     ---------
     counts : dict of str to int
-        Prompts of each split.
+        The number of prompts of each split.
     seed : int
-        Of the corpus.
+        The seed of the corpus.
 
     Yields
     ------
     Reading
-        One for each speaker.
+        The prompts of one speaker.
     """
     rng = np.random.default_rng(seed)
     prompt_numbers, speaker_numbers = count(FIRST_PROMPT), count(1)

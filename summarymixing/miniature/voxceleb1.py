@@ -33,13 +33,14 @@ class Cast:
     Arguments
     ---------
     part : str
-        Of the voices.
+        The part whose voices they use.
     share : float
-        Of the hours.
+        Their share of the hours.
     fewest, most : int
-        Speakers. With more test speakers, two would share a voice.
+        Bounds of their number. With more test speakers, two would share a
+        voice.
     first_number : int
-        Of the speakers, as in the real corpus.
+        The number of the first speaker, as in the real corpus.
     """
 
     part: Part

@@ -27,7 +27,7 @@ MARGIN_S = 0.2  # kept on both sides: onsets and endings are quiet
 
 
 class DamagedAudioError(Exception):
-    """A recording whose samples are not what its header promises."""
+    """The samples of a recording are not what its header promises."""
 
 
 def join_clips(
@@ -216,7 +216,7 @@ def _cut_at_quietest(
     """Cut a stretch of speech into pieces of at most `max_frames`."""
     pieces = []
     while last - first > max_frames:
-        # Not in the first half, lest a stretch fall into crumbs.
+        # Cut in the second half only, so that no piece is tiny.
         search = first + max_frames // 2
         cut = search + int(np.argmin(levels[search : first + max_frames])) + 1
         pieces.append((first, cut))

@@ -147,12 +147,12 @@ def mp3s_speaker(utterance: str) -> str:
     Arguments
     ---------
     utterance : str
-        Its name.
+        The name of the utterance.
 
     Returns
     -------
     str
-        "1" to "10".
+        The number of the speaker, "1" to "10".
 
     Example
     -------

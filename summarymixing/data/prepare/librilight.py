@@ -156,12 +156,12 @@ def read_voice_activity(path: Path) -> list[Clip]:
     Arguments
     ---------
     path : Path
-        The JSON file beside it.
+        The JSON file beside the recording.
 
     Returns
     -------
     list of (float, float)
-        (start, stop) in seconds, in order of time; empty for silence.
+        The (start, stop) of each clip in seconds, in order of time.
 
     Raises
     ------

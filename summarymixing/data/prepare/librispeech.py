@@ -86,14 +86,14 @@ def process_chapter(chapter: str, *, root: Path) -> Outcome:
     Arguments
     ---------
     chapter : str
-        "SPLIT/SPEAKER/CHAPTER".
+        The folder "SPLIT/SPEAKER/CHAPTER".
     root : Path
-        The corpus.
+        The folder of the corpus.
 
     Returns
     -------
     Outcome
-        Rows, and the problems of each file.
+        The rows, and the problems of each file.
     """
     folder = root / chapter
     recordings = {

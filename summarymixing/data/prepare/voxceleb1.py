@@ -206,16 +206,16 @@ def process_utterance(
     Arguments
     ---------
     item : str
-        What to do with it, its name and its path.
+        What to do with the utterance, its name and its path, with tabs.
     root : Path
-        The corpus.
+        The folder of the corpus.
     chunk_seconds : float
-        Length of a training row.
+        The length of a training row in seconds.
 
     Returns
     -------
     Outcome
-        Rows, what is dropped, or the problem.
+        The rows, what is dropped, or the problem.
     """
     use, name, path = item.split("\t")
     outcome = Outcome(group=TEST if use == TEST else name)
