@@ -43,16 +43,17 @@ class BatchPlan:
     durations : sequence of float
         Seconds of each utterance.
     seed : int
+        The seed of the order of the batches.
     max_batch_seconds : float, optional
-        Upper bound of a batch, padding included. UserError when an utterance
-        alone is longer.
+        The most seconds of a batch, padding included. UserError where one
+        utterance alone is longer.
     batch_size : int, optional
-        Instead of max_batch_seconds: so many utterances.
+        The number of utterances of a batch, instead of max_batch_seconds.
     order : str
         "random", or "ascending" in duration and the same in every epoch.
     smallest_batch : int
-        What is left over at the end of an epoch joins the batch before it if
-        it is fewer utterances than that.
+        Fewer utterances than this, left over at the end of an epoch, join
+        the batch before them.
 
     Example
     -------
@@ -150,11 +151,13 @@ class EpochBatchSampler(Sampler[list[int]]):
     Arguments
     ---------
     plan : BatchPlan
+        The batches of all processes.
     rank, world_size : int
+        The number of this process, and how many there are.
     pad_to_equal_length : bool
-        Repeat the first batches where processes would get unequal numbers:
-        needed in training, where each takes part in every update; wrong in
-        evaluation, where it would count utterances twice.
+        Whether to repeat the first batches where processes would get unequal
+        numbers: needed in training, where each takes part in every update;
+        wrong in evaluation, where it would count utterances twice.
 
     Example
     -------
@@ -213,7 +216,11 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
     Arguments
     ---------
     plan : BatchPlan
-    rank, world_size, accumulation : int
+        The batches of each epoch.
+    rank, world_size : int
+        The number of this process, and how many there are.
+    accumulation : int
+        The number of micro-batches of one process in an update.
 
     Example
     -------
@@ -256,12 +263,12 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
 
 
 class Utterance(NamedTuple):
-    """row : Row; wav : (S,), 16 kHz; epoch : int; error : why wav is empty."""
+    """An utterance that was read, or why it could not be."""
 
     row: Row
-    wav: Tensor
+    wav: Tensor  # float, (S,), 16 kHz
     epoch: int
-    error: str
+    error: str  # why wav is empty, or ""
 
 
 class UtteranceDataset(Dataset[Utterance]):
@@ -270,6 +277,7 @@ class UtteranceDataset(Dataset[Utterance]):
     Arguments
     ---------
     manifest : Manifest
+        The utterances.
     tolerate_errors : bool
         Return an unreadable utterance with its `error` instead of raising
         AudioError, so that one bad file in a million does not end a run.
@@ -312,12 +320,14 @@ def pad_wavs(wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Arguments
     ---------
     wavs : sequence of B Tensors, (S_b,)
+        The utterances, of any lengths.
 
     Returns
     -------
-    Tensor, (B, S)
-    Tensor, float, (B,)
-        Relative lengths.
+    wavs : Tensor, (B, S)
+        The utterances with zeros after them.
+    wav_lens : Tensor, float, (B,)
+        Their relative lengths.
 
     Example
     -------
