@@ -169,35 +169,28 @@ def test_deviation_of_equal_frames_has_a_gradient():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_only_the_weighted_sum_stands_before_a_head(name):
-    """One training step through the probe, and of the head fed directly."""
-
-    def step(forward, head):
-        torch.manual_seed(2)
-        optimiser = torch.optim.Adam(head.parameters(), lr=1e-3)
-        flat(forward()).square().mean().backward()
-        optimiser.step()
-        return [p.detach().clone() for p in head.parameters()]
+    """Values and gradients through the probe, and of the head fed directly."""
 
     def make():
         torch.manual_seed(1)
         return SMALL[name](6, 5)
 
-    torch.manual_seed(0)
-    states = [torch.randn(2, 9, 6) for _ in range(3)]
-    padding_mask = torch.zeros(2, 9) > 0
-    probe, head = Probe(3, make()), make()
-    mixture = torch.stack(states).mean(dim=0)  # equal weights at the start
-    through = step(lambda: probe(states, padding_mask), probe.head)
-    direct = step(lambda: head(mixture, padding_mask), head)
-    before = list(make().parameters())
-    for ours, theirs, start in zip(through, direct, before, strict=True):
-        # Adam divides by the gradient: where that is nought but rounding,
-        # the sign of the step is, too.
-        moved = (theirs - start).abs() > 9e-4
-        torch.testing.assert_close(
-            ours[moved], theirs[moved], atol=1e-4, rtol=0
+    def values_and_gradients(forward, head):
+        torch.manual_seed(2)  # of dropout
+        output = flat(forward())
+        return output, *torch.autograd.grad(
+            output.square().mean(), head.parameters(), allow_unused=True
         )
-    assert any((o != b).any() for o, b in zip(through, before, strict=True))
+
+    torch.manual_seed(0)
+    states = [torch.randn(2, 9, 6) for _ in range(2)]
+    padding_mask = torch.zeros(2, 9) > 0
+    probe, head = Probe(2, make()), make()
+    mixture = (states[0] + states[1]) / 2  # equal weights at the start
+    torch.testing.assert_close(
+        values_and_gradients(lambda: probe(states, padding_mask), probe.head),
+        values_and_gradients(lambda: head(mixture, padding_mask), head),
+    )
 
 
 @pytest.mark.parametrize("name", ["ecapa", "xvector"])

@@ -122,7 +122,8 @@ def test_the_average_of_a_long_constant_utterance_is_the_constant(
     if padded:
         mask = torch.arange(length, device=device)[None] >= length - 1
     long = mixer(frame.expand(1, length, D_MODEL), mask)
-    assert torch.equal(long[:, :1], mixer(frame))
+    # Within the rounding of the type: the products are of another shape.
+    torch.testing.assert_close(long[:, :1], mixer(frame))
 
 
 def test_no_copy_of_the_summary_or_of_the_concatenation_is_kept(device):
