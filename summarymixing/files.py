@@ -8,37 +8,49 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 
 @contextmanager
-def open_atomically(path: Path, *, durable: bool = True) -> Iterator[TextIO]:
-    """Open a text file that appears under its name only when complete.
+def open_atomically(
+    path: Path, *, binary: bool = False, durable: bool = True
+) -> Iterator[IO[Any]]:
+    """Open a file that appears under its name only when complete.
 
     It is written aside in the same folder, flushed to the disk and renamed;
-    after an error, or a kill, the previous file is still there.
+    after an error, or a kill, the previous file is still there. An OSError
+    names the file.
 
     Arguments
     ---------
     path : Path
         The file to write; its folder must exist.
+    binary : bool
+        Take bytes instead of text.
     durable : bool
         Wait until it is on the disk. Without, a power cut may tear it; that
         is enough for what can be made again, and faster on busy disks.
 
     Yields
     ------
-    TextIO
-        A UTF-8 text file, without translation of line ends.
+    IO
+        A binary file, or a UTF-8 text file without translation of line ends.
     """
+    # Always the same name: what a kill leaves behind is written over.
     aside = path.with_name(f".{path.name}.partial")
+    text = {"encoding": "utf-8", "newline": ""}
+    options: Any = {"mode": "wb"} if binary else {"mode": "w", **text}
     try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
+        with open(aside, **options) as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        # The system names no file when a write fails, as on a full disk.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

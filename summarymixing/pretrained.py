@@ -7,17 +7,16 @@ front end, what it was trained on). Loading executes nothing from the folder.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from summarymixing.errors import UserError
-from summarymixing.files import open_atomically
+from summarymixing.files import open_atomically, write_json
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.wav2vec2 import (
     Wav2Vec2Encoder,
@@ -64,8 +63,7 @@ def save_encoder(
         "trained_on": trained_on or {},
     }
     save_weights(encoder, folder / WEIGHTS_NAME)
-    with open_atomically(folder / CONFIG_NAME) as file:
-        file.write(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG_NAME, config)
     return folder
 
 
@@ -81,9 +79,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
         name: tensor.detach().cpu().contiguous()
         for name, tensor in module.state_dict().items()
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(weights, aside)
-    os.replace(aside, path)
+    # Not `save_file`, whose files nobody else may read, and which leaves a
+    # part of one under another name when it is killed.
+    with open_atomically(path, binary=True) as file:
+        file.write(save(weights))
 
 
 def load_encoder(

@@ -1,8 +1,11 @@
 """An encoder on disk: whole, explained, and never executed."""
 
 import json
+import os
 import pickle
+import resource
 import shutil
+import stat
 from functools import partial
 
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from summarymixing import MultiHeadAttention, SummaryMixing, Wav2Vec2Encoder
 from summarymixing.errors import UserError
 from summarymixing.pretrained import load_encoder, read_config, save_encoder
+from summarymixing.run.processes import on_main_process
 
 TINY = {
     "num_layers": 1,
@@ -87,6 +91,30 @@ def test_saving_again_replaces_and_leaves_nothing_else(folder):
     assert before == {"encoder.json", "encoder.safetensors"}
     for name, tensor in load_encoder(folder).state_dict().items():
         assert torch.equal(tensor, encoder.state_dict()[name])
+
+
+def test_every_file_has_the_permissions_the_user_wants(folder):
+    before = os.umask(0o027)
+    try:
+        save_encoder(make_encoder(), folder)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {0o640}
+
+
+def test_a_full_disk_is_one_message_and_the_encoder_before_stays(folder):
+    before = load_encoder(folder).state_dict()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=str(folder)):
+            on_main_process(lambda: save_encoder(make_encoder(), folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for name, tensor in load_encoder(folder).state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not list(folder.glob(".*"))
 
 
 def test_the_folder_of_the_run_is_told_from_its_encoder(folder):
