@@ -21,10 +21,11 @@ from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.wav2vec2 import (
     Wav2Vec2Encoder,
     mixer_from_description,
+    rename_old_weights,
 )
 
 FORMAT = "summarymixing.wav2vec2_encoder"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
 CONFIG_NAME = "encoder.json"
 WEIGHTS_NAME = "encoder.safetensors"
 
@@ -115,6 +116,7 @@ def load_encoder(
             f"install the version that wrote it."
         ) from error
     weights = _read_weights(folder)
+    rename_old_weights(weights)
     _compare(folder, encoder, weights)
     encoder.load_state_dict(weights)
     return encoder.to(device).eval()

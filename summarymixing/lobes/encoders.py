@@ -91,7 +91,7 @@ class FrozenEncoder(nn.Module):
     Example
     -------
     >>> encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
-    >>> FrozenEncoder(encoder).train().encoder.training
+    >>> FrozenEncoder(encoder).train().inner.training
     False
     """
 
@@ -103,7 +103,7 @@ class FrozenEncoder(nn.Module):
         train_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False)
+        self.inner = encoder.requires_grad_(False)
         self.dtype = PRECISIONS[precision]
         self.train_mode = train_mode
         self.train(False)
@@ -111,7 +111,7 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Keep the encoder in eval mode, unless `train_mode`."""
         super().train(mode)
-        self.encoder.train(mode and self.train_mode)
+        self.inner.train(mode and self.train_mode)
         return self
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class FrozenEncoder(nn.Module):
             self.dtype,
             enabled=self.dtype != torch.float32,
         ):
-            out = self.encoder(wavs, wav_lens)
+            out = self.inner(wavs, wav_lens)
         for state in out.hidden_states:
             state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
         return out

@@ -118,7 +118,7 @@ class FineTuned(nn.Module):
         layers : collection of int
             Counted from 0; empty: the head alone.
         """
-        encoder, stack = self.encoder, self.encoder.encoder
+        encoder, stack = self.encoder, self.encoder.conformer
         encoder.requires_grad_(False)
         for index in layers:
             stack.layers[index].requires_grad_(True)
@@ -130,7 +130,7 @@ class FineTuned(nn.Module):
 
     def mixers(self) -> nn.ModuleList:
         """Return the mixers of all layers."""
-        layers: Any = self.encoder.encoder.layers
+        layers: Any = self.encoder.conformer.layers
         return nn.ModuleList(layer.mixer for layer in layers)
 
     def forward(
@@ -195,7 +195,7 @@ def with_regularisation(
     Example
     -------
     >>> encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
-    >>> with_regularisation(encoder, layer_drop=0.5).encoder.layer_drop
+    >>> with_regularisation(encoder, layer_drop=0.5).conformer.layer_drop
     0.5
     """
     architecture = {

@@ -102,7 +102,7 @@ class Wav2Vec2Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         # Stands for a masked frame in pre-training; uniform, as in SpeechBrain.
         self.mask_embedding = nn.Parameter(torch.rand(d_model))
-        self.encoder = ConformerEncoder(
+        self.conformer = ConformerEncoder(
             num_layers=num_layers,
             d_model=d_model,
             mixer=mixer,
@@ -112,6 +112,7 @@ class Wav2Vec2Encoder(nn.Module):
             layer_drop=layer_drop,
         )
         self._positions = torch.empty(0, d_model)
+        self.register_load_state_dict_pre_hook(_rename_old_weights)
 
     @classmethod
     def from_pretrained(
@@ -186,7 +187,7 @@ class Wav2Vec2Encoder(nn.Module):
                 span_mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x
             )
         x = x + self._position_table(x.shape[1], x)
-        return self.encoder(
+        return self.conformer(
             x,
             padding_mask,
             all_hidden_states=all_hidden_states,
@@ -195,12 +196,43 @@ class Wav2Vec2Encoder(nn.Module):
 
     def _position_table(self, num_frames: int, like: Tensor) -> Tensor:
         """Positions for so many frames; the table grows with the longest."""
+        # No buffer: DDP would broadcast it although its length differs between
+        # processes, and `to` would round it to the type of the weights.
         table = self._positions
         if len(table) < num_frames or table.device != like.device:
             # Some room, so that it is not rebuilt for each new length.
             table = sine_positions(num_frames * 5 // 4, self.d_model)
             self._positions = table = table.to(like.device)
         return table[:num_frames].to(like.dtype)
+
+
+def rename_old_weights(weights: dict[str, Tensor], prefix: str = "") -> None:
+    """Give weights that version 0.1.0 saved the names they have now.
+
+    Arguments
+    ---------
+    weights : dict
+        The tensors of an encoder or of a module around it; changed in place.
+    prefix : str
+        What stands before the names of the encoder's own weights.
+
+    Example
+    -------
+    >>> weights = {"encoder.norm.bias": torch.zeros(1)}
+    >>> rename_old_weights(weights)
+    >>> list(weights)
+    ['conformer.norm.bias']
+    """
+    old = f"{prefix}encoder."
+    for name in [name for name in weights if name.startswith(old)]:
+        new = f"{prefix}conformer.{name.removeprefix(old)}"
+        weights[new] = weights.pop(name)
+
+
+def _rename_old_weights(
+    module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    rename_old_weights(weights, prefix)
 
 
 def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:

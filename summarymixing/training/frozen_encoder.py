@@ -70,6 +70,9 @@ def digest(module: nn.Module) -> str:
     """Return a fingerprint of the weights of a module."""
     summary = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
+        # As 0.1.0 named them, so that probes that it began can be resumed.
+        name = name.replace("inner.", "encoder.", 1)
+        name = name.replace("encoder.conformer.", "encoder.encoder.", 1)
         summary.update(name.encode())
         summary.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return summary.hexdigest()

@@ -122,7 +122,7 @@ class PretrainingBrain(ResumableBrain):
 
     def _compile(self) -> None:
         """Compile layer by layer: one graph serves all, names stay."""
-        conformer = self.model.encoder.encoder  # renamed later
+        conformer = self.model.encoder.conformer
         if not self.hparams.compile:
             conformer.recompute_share(1 - self.hparams.memory_budget)
             return

@@ -200,8 +200,8 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
     )
     encoder = load_frozen_encoder(hparams)
     data = load_probe_data(hparams, task)
-    head = make_head(hparams, encoder.encoder.d_model, task)
-    model = Probe(encoder.encoder.num_layers + 1, head)
+    head = make_head(hparams, encoder.inner.d_model, task)
+    model = Probe(encoder.inner.num_layers + 1, head)
     return ProbeBrain(
         task=task,
         data=data,

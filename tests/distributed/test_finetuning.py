@@ -98,7 +98,7 @@ def test_two_processes_make_the_updates_of_one(material, tmp_path):
     )
     assert metrics["updates"] == metrics_of_two["updates"] == 4
     before = load_file(material / "encoder/encoder.safetensors")
-    layers = [name for name in weights if name.startswith("encoder.layers")]
+    layers = [name for name in weights if name.startswith("conformer.layers")]
     assert not any(torch.equal(weights[n], before[n]) for n in layers)
     torch.testing.assert_close(weights_of_two, weights, rtol=1e-4, atol=1e-5)
     assert metrics_of_two["splits"]["test-clean"]["loss"] == pytest.approx(

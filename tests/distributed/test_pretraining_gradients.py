@@ -233,7 +233,7 @@ def test_the_cases_are_what_this_file_promises():
     assert [sum(b.masked.counts) for b in batches[:2]] == [8, 1]
     model = make_model()
     patterns = {
-        tuple(model.train().encoder.encoder._draw_layers(seed))
+        tuple(model.train().encoder.conformer._draw_layers(seed))
         for update in range(UPDATES)
         for micro_step in (1, 0)
         for seed in [derive_seed(HPARAMS["seed"], update, micro_step)]

@@ -7,6 +7,7 @@ import resource
 import shutil
 import stat
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,20 @@ from safetensors.torch import load_file, save_file
 
 from summarymixing import MultiHeadAttention, SummaryMixing, Wav2Vec2Encoder
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import FrozenEncoder
+from summarymixing.lobes.pretraining import (
+    Wav2Vec2Pretraining,
+    gather_masked_frames,
+)
 from summarymixing.pretrained import load_encoder, read_config, save_encoder
 from summarymixing.run.processes import on_main_process
+from summarymixing.training.frozen_encoder import digest
 
+# An encoder and a checkpoint that version 0.1.0 wrote, and what it made of
+# TONE with them.
+DATA_0_1_0 = Path(__file__).parent / "data_0_1_0"
+EXPECTED = json.loads((DATA_0_1_0 / "expected.json").read_text())
+TONE = (torch.arange(2_000) / 16_000 * 2 * torch.pi * 440).sin()[None]
 TINY = {
     "num_layers": 1,
     "d_model": 8,
@@ -91,6 +103,31 @@ def test_saving_again_replaces_and_leaves_nothing_else(folder):
     assert before == {"encoder.json", "encoder.safetensors"}
     for name, tensor in load_encoder(folder).state_dict().items():
         assert torch.equal(tensor, encoder.state_dict()[name])
+
+
+def test_an_encoder_of_0_1_0_gives_the_states_it_gave():
+    encoder = Wav2Vec2Encoder.from_pretrained(DATA_0_1_0 / "encoder")
+    states = encoder(TONE, torch.ones(1)).hidden_states[-1][0, :2]
+    expected = torch.tensor(EXPECTED["last_hidden_state"])
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-4)
+
+
+def test_a_pretraining_checkpoint_of_0_1_0_gives_the_loss_it_gave():
+    encoder = load_encoder(DATA_0_1_0 / "encoder")
+    model = Wav2Vec2Pretraining(
+        encoder, num_codes=4, target_dim=4, num_negatives=3
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.load_state_dict(load_file(DATA_0_1_0 / "pretraining.safetensors"))
+    masked = gather_masked_frames([[1, 2, 4]], 7, seeds=[5])
+    out = model(TONE, torch.ones(1), masked, temperature=1.0)
+    assert out.loss.item() == pytest.approx(EXPECTED["loss"], abs=1e-4)
+
+
+def test_a_probe_that_0_1_0_began_recognises_its_encoder():
+    encoder = load_encoder(DATA_0_1_0 / "encoder")
+    assert digest(FrozenEncoder(encoder)) == EXPECTED["probe_digest"]
 
 
 def test_every_file_has_the_permissions_the_user_wants(folder):

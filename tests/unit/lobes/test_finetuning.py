@@ -97,9 +97,9 @@ def test_what_learns_gets_a_gradient_and_nothing_else(
     assert found == {n for n, p in model.named_parameters() if p.requires_grad}
 
     def part(name):
-        if name.startswith("encoder.encoder.layers"):
+        if name.startswith("encoder.conformer.layers"):
             return ".".join(name.split(".")[2:4])
-        if name.startswith("encoder.encoder.norm"):
+        if name.startswith("encoder.conformer.norm"):
             return "norm"
         if name.startswith("head"):
             return "head"
@@ -172,8 +172,8 @@ def test_regularisation_changes_and_weights_stay(mixer):
         "layer_drop": 0.2,
         "mixer": {**encoder.config["mixer"], "dropout": 0.1},
     }
-    layer = changed.encoder.layers[0]
-    assert changed.encoder.layer_drop == 0.2
+    layer = changed.conformer.layers[0]
+    assert changed.conformer.layer_drop == 0.2
     assert layer.dropout.p == changed.dropout.p == 0.3
     assert getattr(layer.mixer.dropout, "p", layer.mixer.dropout) == 0.1
     for found, expected in zip(

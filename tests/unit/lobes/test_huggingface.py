@@ -63,7 +63,7 @@ def load(folder, **extra):
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_are_those_of_the_model(kind, tmp_path):
     frozen = load(save_model(kind, tmp_path))
-    encoder = frozen.encoder
+    encoder = frozen.inner
     assert (encoder.d_model, encoder.num_layers) == (16, 2)
     wavs = torch.randn(1, 8000) * 0.1 + 0.3
     out = frozen(wavs, torch.ones(1))
@@ -119,7 +119,7 @@ def test_random_twin_and_frozen(tmp_path):
     assert digest(pretrained) != digest(twin)
     assert digest(twin) == digest(load(folder, random_encoder=True))
     for frozen in (pretrained, twin):
-        assert not frozen.train().encoder.model.training
+        assert not frozen.train().inner.model.training
         assert not any(p.requires_grad for p in frozen.parameters())
 
 
@@ -127,7 +127,7 @@ def test_random_twin_and_frozen(tmp_path):
 def test_train_mode_leaves_all_states(kind, tmp_path):
     """Layer drop is on in the configurations of the hub."""
     frozen = load(save_model(kind, tmp_path), encoder_train_mode=True).train()
-    assert frozen.encoder.model.training
+    assert frozen.inner.model.training
     for _ in range(10):
         out = frozen(torch.randn(1, 4000), torch.ones(1))
         assert len(out.hidden_states) == 3

@@ -251,7 +251,7 @@ def test_masked_frames_are_hidden_from_their_context(device):
 
 def test_layer_drop_follows_its_seed(device):
     model = make_model(device)
-    model.encoder.encoder.layer_drop = 0.5
+    model.encoder.conformer.layer_drop = 0.5
     utterances = make_utterances(device)
     losses = [
         run(model, utterances, layer_drop_seed=seed)[0].loss.item()

@@ -21,13 +21,13 @@ def make_encoder():
 def test_encoder_is_frozen_whatever_the_brain_does(train_mode):
     frozen = FrozenEncoder(make_encoder(), train_mode=train_mode)
     modules = torch.nn.ModuleDict({"encoder": frozen}).train()
-    assert frozen.encoder.training == train_mode
-    assert frozen.encoder.encoder.layers[0].dropout.training == train_mode
+    assert frozen.inner.training == train_mode
+    assert frozen.inner.conformer.layers[0].dropout.training == train_mode
     states = frozen(torch.rand(1, 4000), torch.ones(1)).hidden_states
     assert not any(state.requires_grad for state in states)
     assert not any(p.requires_grad for p in frozen.parameters())
     modules.eval()
-    assert not frozen.encoder.training
+    assert not frozen.inner.training
 
 
 def test_precision_is_that_of_the_computation():

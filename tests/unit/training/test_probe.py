@@ -308,7 +308,7 @@ def test_random_encoder_has_the_same_shape_and_other_weights(
         )
         for random in (False, True, True)
     )
-    assert drawn.encoder.config == given.encoder.config
+    assert drawn.inner.config == given.inner.config
     assert digest(drawn) != digest(given)
     assert digest(drawn) == digest(again)
 
