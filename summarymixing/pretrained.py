@@ -18,11 +18,8 @@ from torch import nn
 from summarymixing.errors import UserError
 from summarymixing.files import open_atomically, write_json
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
-from summarymixing.lobes.wav2vec2 import (
-    Wav2Vec2Encoder,
-    mixer_from_description,
-    rename_old_weights,
-)
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, rename_old_weights
+from summarymixing.nnet.mixer import MixerFactory, mixer_from_description
 
 FORMAT = "summarymixing.wav2vec2_encoder"
 FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
@@ -87,7 +84,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_encoder(
-    folder: str | Path, device: torch.device | str = "cpu"
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    mixer: MixerFactory | None = None,
 ) -> Wav2Vec2Encoder:
     """Load an encoder in eval mode.
 
@@ -96,6 +96,10 @@ def load_encoder(
     folder : str or Path
         Written by `save_encoder`, for example `OUTPUT_FOLDER/encoder`.
     device : torch.device or str
+    mixer : callable, optional
+        The class of the mixers, where it is not one of this package: loading
+        imports nothing that a folder names. It gets the keywords that were
+        saved. UserError where it is not the class that was saved.
 
     Returns
     -------
@@ -107,8 +111,10 @@ def load_encoder(
     config = read_config(folder)
     architecture = dict(config["architecture"])
     try:
-        mixer = mixer_from_description(architecture.pop("mixer"))
-        encoder = Wav2Vec2Encoder(mixer=mixer, **architecture)
+        factory = mixer_from_description(architecture.pop("mixer"), mixer)
+        encoder = Wav2Vec2Encoder(mixer=factory, **architecture)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_NAME}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder / CONFIG_NAME} describes an encoder that this version "

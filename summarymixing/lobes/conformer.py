@@ -7,7 +7,6 @@ Letters: B utterances, T frames, D width, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from summarymixing.nnet.gradients import with_zero_gradients
 from summarymixing.nnet.masking import zero_padding
+from summarymixing.nnet.mixer import MixerFactory
 from summarymixing.nnet.randomness import seeded_generator
 from summarymixing.nnet.summary_mixing import SummaryMixing
-
-MixerFactory = Callable[[int], nn.Module]
 
 
 class FeedForward(nn.Sequential):
@@ -101,7 +99,7 @@ class ConformerEncoderLayer(nn.Module):
     ---------
     d_model, d_ffn, kernel_size : int
     mixer : callable
-        Called with d_model; returns a module `mixer(x, padding_mask) -> y`.
+        Called with d_model; returns a `Mixer`, see nnet/mixer.py.
     dropout : float
 
     Example

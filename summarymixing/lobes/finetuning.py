@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.masking import zero_padding
 from summarymixing.nnet.span_mask import MaskScheme
 
@@ -198,17 +198,10 @@ def with_regularisation(
     >>> with_regularisation(encoder, layer_drop=0.5).conformer.layer_drop
     0.5
     """
-    architecture = {
-        **encoder.config,
-        **_given(dropout=dropout, layer_drop=layer_drop),
-    }
-    mixer = {**architecture.pop("mixer"), **_given(dropout=mixer_dropout)}
-    changed = Wav2Vec2Encoder(
-        mixer=mixer_from_description(mixer), **architecture
+    given = {"dropout": dropout, "layer_drop": layer_drop}
+    changed = encoder.untrained_twin(
+        mixer_dropout=mixer_dropout,
+        **{name: v for name, v in given.items() if v is not None},
     )
     changed.load_state_dict(encoder.state_dict())
     return changed
-
-
-def _given(**values: float | None) -> dict[str, float]:
-    return {name: v for name, v in values.items() if v is not None}

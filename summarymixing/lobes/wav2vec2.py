@@ -7,9 +7,6 @@ layers.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import inspect
 import math
 from functools import partial
 from pathlib import Path
@@ -18,13 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from summarymixing.lobes.conformer import (
-    ConformerEncoder,
-    EncoderOutput,
-    MixerFactory,
-)
+from summarymixing.lobes.conformer import ConformerEncoder, EncoderOutput
 from summarymixing.lobes.features import FbankFrontEnd
 from summarymixing.nnet.masking import absolute_lengths
+from summarymixing.nnet.mixer import MixerFactory, describe_mixer
 from summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -56,8 +50,9 @@ class Wav2Vec2Encoder(nn.Module):
     Arguments
     ---------
     mixer : callable
-        Called with d_model, for example
-        `partial(SummaryMixing, num_heads=8)`; see `ConformerEncoderLayer`.
+        A class that keeps the promises of `summarymixing.nnet.mixer.Mixer`,
+        or a partial of one: `partial(SummaryMixing, num_heads=8)`. UserError
+        for one that could not be loaded again, such as a lambda.
     num_layers, d_model, d_ffn, kernel_size : int
     dropout, layer_drop : float
     num_mels, front_end_channels : int
@@ -96,6 +91,7 @@ class Wav2Vec2Encoder(nn.Module):
             "num_mels": num_mels,
             "front_end_channels": front_end_channels,
         }
+        self.mixer = mixer
         self.d_model, self.num_layers = d_model, num_layers
         self.front_end = FbankFrontEnd(num_mels, front_end_channels)
         self.project = nn.Linear(front_end_channels, d_model)
@@ -116,16 +112,40 @@ class Wav2Vec2Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu"
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        mixer: MixerFactory | None = None,
     ) -> Wav2Vec2Encoder:
         """Load the encoder of a run, `OUTPUT_FOLDER/encoder`, in eval mode.
 
-        UserError where the folder is missing, damaged or of another kind.
+        Arguments, result and errors are those of
+        `summarymixing.pretrained.load_encoder`.
         """
         # Imported here: pretrained.py builds encoders of this class.
         from summarymixing.pretrained import load_encoder
 
-        return load_encoder(folder, device)
+        return load_encoder(folder, device, mixer=mixer)
+
+    def untrained_twin(
+        self, *, mixer_dropout: float | None = None, **changes: float
+    ) -> Wav2Vec2Encoder:
+        """Return an encoder of the same architecture with random weights.
+
+        Arguments
+        ---------
+        mixer_dropout : float, optional
+            None keeps the dropout of the mixers. TypeError where they have
+            no such keyword.
+        changes : float
+            Other values for keywords of the constructor.
+        """
+        mixer: Any = self.mixer
+        if mixer_dropout is not None:
+            mixer = partial(mixer, dropout=mixer_dropout)
+        config = {**self.config, **changes, "mixer": mixer}
+        return Wav2Vec2Encoder(**config)
 
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         """Encode audio.
@@ -233,38 +253,3 @@ def _rename_old_weights(
     module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
     rename_old_weights(weights, prefix)
-
-
-def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
-    """Name a mixer factory and its arguments, for the encoder's config.
-
-    Example
-    -------
-    >>> describe_mixer(partial(SummaryMixing, num_heads=4))
-    {'class': 'summarymixing.nnet.summary_mixing.SummaryMixing', 'num_heads': 4}
-    """
-    arguments: dict[str, Any] = {}
-    if isinstance(mixer, partial):
-        arguments = mixer.keywords
-        mixer = mixer.func
-    return {"class": f"{mixer.__module__}.{mixer.__qualname__}", **arguments}
-
-
-def mixer_from_description(description: dict[str, Any]) -> MixerFactory:
-    """Return the factory that `describe_mixer` described.
-
-    Only classes of this package are looked up: a description comes from a
-    file that may have been downloaded, and must not be able to run code.
-    ValueError for anything else.
-    """
-    arguments = dict(description)
-    name = str(arguments.pop("class"))
-    module_name, _, class_name = name.rpartition(".")
-    found = None
-    if module_name.startswith("summarymixing.nnet."):
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(module_name)
-            found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise ValueError(f"{name} is not a mixer of this package.")
-    return partial(found, **arguments)

@@ -12,7 +12,7 @@ from torch import nn
 from summarymixing.errors import UserError
 from summarymixing.lobes.encoders import Encoder, FrozenEncoder, LogMelEncoder
 from summarymixing.lobes.huggingface import HuggingFaceEncoder, is_huggingface
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, mixer_from_description
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.randomness import derive_seed
 
 LOG_MEL = "log_mel"
@@ -61,9 +61,7 @@ def random_twin(encoder: Encoder, seed: int) -> Encoder:
         raise UserError(
             f"{LOG_MEL} has no weights to draw; omit --random_encoder"
         )
-    architecture = dict(encoder.config)
-    mixer = mixer_from_description(architecture.pop("mixer"))
-    return Wav2Vec2Encoder(mixer=mixer, **architecture)
+    return encoder.untrained_twin()
 
 
 def digest(module: nn.Module) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from summarymixing import MultiHeadAttention, SummaryMixing, Wav2Vec2Encoder
 from summarymixing.errors import UserError
 from summarymixing.lobes.encoders import FrozenEncoder
+from summarymixing.lobes.finetuning import with_regularisation
 from summarymixing.lobes.pretraining import (
     Wav2Vec2Pretraining,
     gather_masked_frames,
@@ -202,13 +203,58 @@ def test_nothing_else_in_the_folder_matters(folder, tmp_path, monkeypatch):
     [
         "os.system",
         "torch.nn.Linear",
-        "summarymixing.nnet.of_a_newer_version.Mixer",
         "summarymixing.pretrained.save_encoder",
     ],
 )
-def test_a_mixer_from_elsewhere_is_refused(name, folder):
+def test_a_mixer_from_elsewhere_is_not_imported(name, folder):
+    edit_architecture(folder, mixer={"class": name})
+    module, _, word = name.rpartition(".")
+    refused(
+        folder,
+        "encoder.json",
+        f"`from {module} import {word}`",
+        f"from_pretrained(folder, mixer={word})",
+        f"--mixer=!name:{name}",
+    )
+
+
+def test_a_mixer_of_a_newer_version_is_refused(folder):
+    name = "summarymixing.nnet.of_a_newer_version.Mixer"
     edit_architecture(folder, mixer={"class": name})
     refused(folder, "encoder.json", "cannot build", name)
+
+
+class OutsideMixer(SummaryMixing):
+    """Stands for one of another package."""
+
+
+@pytest.mark.parametrize(
+    "given", [OutsideMixer, partial(OutsideMixer, num_heads=4)]
+)
+def test_an_outside_mixer_is_loaded_with_its_keywords(given, tmp_path):
+    encoder = make_encoder(partial(OutsideMixer, num_heads=4, mode="lite"))
+    folder = save_encoder(encoder, tmp_path / "encoder")
+    loaded = Wav2Vec2Encoder.from_pretrained(folder, mixer=given)
+    assert loaded.config == encoder.config
+    mixer = loaded.conformer.layers[0].mixer
+    assert isinstance(mixer, OutsideMixer)
+    assert (mixer.num_heads, mixer.mode) == (4, "lite")
+    changed = with_regularisation(loaded, mixer_dropout=0.5)
+    assert changed.conformer.layers[0].mixer.dropout.p == 0.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        OutsideMixer,
+        partial(SummaryMixing, num_heads=4),
+        partial(SummaryMixing, mode="lite"),
+        lambda d_model: SummaryMixing(d_model),
+    ],
+)
+def test_another_mixer_than_the_saved_one_is_refused(other, folder):
+    with pytest.raises(UserError, match=str(folder)):
+        load_encoder(folder, mixer=other)
 
 
 @pytest.mark.parametrize(
