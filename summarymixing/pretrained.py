@@ -1,7 +1,8 @@
 """An encoder on disk: weights in safetensors and a config that explains them.
 
-The folder holds `encoder.safetensors` and `encoder.json` (architecture,
-front end, what it was trained on). Loading executes nothing from the folder.
+The folder holds `encoder.safetensors`, `encoder.json` (architecture, front
+end, what it was trained on) and a `README.md` that shows the same to people.
+Loading executes nothing from the folder.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from summarymixing.errors import UserError
 from summarymixing.files import open_atomically, write_json
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, rename_old_weights
+from summarymixing.model_card import model_card
 from summarymixing.nnet.mixer import MixerFactory, mixer_from_description
 
 FORMAT = "summarymixing.wav2vec2_encoder"
 FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
+CARD_NAME = "README.md"
 CONFIG_NAME = "encoder.json"
 WEIGHTS_NAME = "encoder.safetensors"
 
@@ -43,7 +46,8 @@ def save_encoder(
     folder : str or Path
         Created where it does not exist.
     trained_on : dict, optional
-        JSON-able facts about the training: manifests, updates, hours, ...
+        Facts about the training that can be written as JSON: updates, hours,
+        losses, `licence` of the weights. The model card shows them.
 
     Returns
     -------
@@ -62,6 +66,8 @@ def save_encoder(
     }
     save_weights(encoder, folder / WEIGHTS_NAME)
     write_json(folder / CONFIG_NAME, config)
+    with open_atomically(folder / CARD_NAME) as file:
+        file.write(model_card(config))
     return folder
 
 

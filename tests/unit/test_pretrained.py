@@ -101,7 +101,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(folder):
     encoder = make_encoder()
     save_encoder(encoder, folder)
     assert {path.name for path in folder.iterdir()} == before
-    assert before == {"encoder.json", "encoder.safetensors"}
+    assert before == {"README.md", "encoder.json", "encoder.safetensors"}
     for name, tensor in load_encoder(folder).state_dict().items():
         assert torch.equal(tensor, encoder.state_dict()[name])
 
