@@ -136,10 +136,10 @@ class ConformerEncoderLayer(nn.Module):
 
 
 class EncoderOutput(NamedTuple):
-    """output : (B, T, D); hidden_states : L+1 tensors (B, T, D), or empty."""
+    """What the stack returns."""
 
-    output: Tensor
-    hidden_states: list[Tensor]
+    output: Tensor  # (B, T, D), normalised
+    hidden_states: list[Tensor]  # L+1 times (B, T, D), or none
 
 
 class ConformerEncoder(nn.Module):

@@ -83,7 +83,7 @@ class FrozenEncoder(nn.Module):
     ---------
     encoder : Encoder
     precision : str
-        Of the computation: a key of `PRECISIONS`.
+        Precision of the computation: a key of `PRECISIONS`.
     train_mode : bool
         Follow `train()`, to reproduce MP3S: dropout and layer drop are then
         on while the head learns.

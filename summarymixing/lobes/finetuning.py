@@ -19,10 +19,10 @@ from summarymixing.nnet.span_mask import MaskScheme
 
 
 class LatentMasks(NamedTuple):
-    """span_mask : bool, (B, T); channel_mask : bool, (B, C); True: hidden."""
+    """What is hidden from the encoder: True on what is set to a constant."""
 
-    span_mask: Tensor
-    channel_mask: Tensor
+    span_mask: Tensor  # (B, T), bool
+    channel_mask: Tensor  # (B, C), bool
 
     def to(self, device: torch.device | str) -> LatentMasks:
         """Copy to a device."""

@@ -37,10 +37,10 @@ STD_EPSILON = 1e-5  # added to standard deviations, as in SpeechBrain
 
 
 class UtteranceOutput(NamedTuple):
-    """embeddings : (B, E), what verification compares; logits : (B, C)."""
+    """What a head makes of each utterance."""
 
-    embeddings: Tensor
-    logits: Tensor
+    embeddings: Tensor  # (B, E), what verification compares
+    logits: Tensor  # (B, C)
 
 
 class BiLSTM(nn.Module):
@@ -51,7 +51,7 @@ class BiLSTM(nn.Module):
     input_size, hidden_size, num_layers : int
         `hidden_size` is the width of one direction.
     dropout : float
-        Between LSTM layers, not after the last one.
+        Dropout between LSTM layers, not after the last one.
     packed : bool
         Start the backward direction at the end of each utterance. MP3S
         starts it at the end of the longest in the batch, that is in the
@@ -151,10 +151,10 @@ class ContextNetHead(nn.Module):
     num_blocks : int
         The defaults are those of SpeechBrain (21 blocks, 31 M parameters).
     channels : sequence of int, optional
-        Of each block; by default 256 for the first ten, then 512.
+        Channels of each block; by default 256 for the first ten, then 512.
     out_channels : int
     dropout : float
-        At the end of each block.
+        Dropout at the end of each block.
 
     Example
     -------
@@ -186,7 +186,6 @@ class ContextNetHead(nn.Module):
 
     def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
         """Map features (B, T, D), zero on padding, to logits (B, T, C)."""
-        del padding_mask
         return self.linear(self.context_net(features))
 
 
@@ -201,7 +200,7 @@ class HiddenLayerHead(nn.Module):
     activation : callable
         Makes the module after each of them.
     dropout : float
-        After the last of them.
+        Dropout after the last of them.
 
     Example
     -------
@@ -232,7 +231,6 @@ class HiddenLayerHead(nn.Module):
 
     def forward(self, features: Tensor, padding_mask: Tensor) -> Tensor:
         """Map features (B, T, D) to logits (B, T, C)."""
-        del padding_mask
         return self.linear(self.dropout(self.hidden(features)))
 
 
@@ -271,7 +269,7 @@ class LSTMPoolingHead(nn.Module):
     ---------
     d_model, num_outputs : int
     hidden_size : int, optional
-        Of each direction; d_model by default.
+        Width of one direction; d_model by default.
     num_layers, dropout, packed
         See `BiLSTM`.
 
@@ -353,7 +351,7 @@ class EcapaHead(EmbeddingHead):
     d_model, num_outputs : int
     embedding_size : int
     channels, kernel_sizes, dilations : list of int
-        Of the five blocks; the last one joins the others.
+        Sizes of the five blocks; the last one joins the others.
     attention_channels : int
 
     Example
@@ -398,7 +396,7 @@ class XvectorHead(EmbeddingHead):
     d_model, num_outputs : int
     embedding_size : int
     channels, kernel_sizes, dilations : list of int
-        Of the convolutions.
+        Sizes of the five convolutions.
 
     Example
     -------

@@ -32,17 +32,14 @@ class MaskedFrames(NamedTuple):
     """Which frames of a padded batch are masked, known before the forward.
 
     Made with the batch, on the CPU, so that no accelerator waits for a
-    `nonzero`. span_mask : bool, (B, T); frames : int64, (N,), positions in
-    the flattened (B, T); slots : int64, (N,), positions in the flattened
-    (B, M); counts : masked frames of each utterance; seeds : one for each
-    utterance, decides its negatives and its Gumbel noise.
+    `nonzero`.
     """
 
-    span_mask: Tensor
-    frames: Tensor
-    slots: Tensor
-    counts: tuple[int, ...]
-    seeds: tuple[int, ...]
+    span_mask: Tensor  # (B, T), bool, True on masked frames
+    frames: Tensor  # (N,), int64, positions in the flattened (B, T)
+    padded_index: Tensor  # (N,), int64, positions in the flattened (B, M)
+    counts: tuple[int, ...]  # masked frames of each utterance
+    seeds: tuple[int, ...]  # of the negatives and Gumbel noise of each
 
 
 def gather_masked_frames(
@@ -72,14 +69,14 @@ def gather_masked_frames(
     counts = tuple(len(frames) for frames in masked)
     widest = max(counts)
     flat = [torch.as_tensor(f) + b * num_frames for b, f in enumerate(masked)]
-    slots = [torch.arange(n) + b * widest for b, n in enumerate(counts)]
+    padded = [torch.arange(n) + b * widest for b, n in enumerate(counts)]
     frames = torch.cat(flat)
     span_mask = torch.zeros(len(masked) * num_frames, dtype=torch.bool)
     span_mask[frames] = True
     return MaskedFrames(
         span_mask.view(len(masked), num_frames),
         frames,
-        torch.cat(slots),
+        torch.cat(padded),
         counts,
         tuple(seeds),
     )
@@ -109,11 +106,11 @@ class Wav2Vec2Pretraining(nn.Module):
     ---------
     encoder : Wav2Vec2Encoder
     num_groups, num_codes : int
-        Of the quantiser; the paper has 2 x 320.
+        Groups and codes of the quantiser; the paper has 2 x 320.
     target_dim : int
         Width in which context and targets are compared.
     num_negatives : int
-        For each masked frame, from the same utterance.
+        Negatives for each masked frame, from the same utterance.
     logit_temperature : float
         Divides the cosine similarity.
     diversity_weight : float
@@ -175,7 +172,7 @@ class Wav2Vec2Pretraining(nn.Module):
             Relative lengths.
         masked : MaskedFrames
         temperature : float
-            Of the Gumbel softmax.
+            Temperature of the Gumbel softmax.
         layer_drop_seed : int, optional
 
         Returns
@@ -216,13 +213,12 @@ class Wav2Vec2Pretraining(nn.Module):
         counts = torch.tensor(
             [n if n > 1 else 0 for n in masked.counts], device=latents.device
         )
-        batch, widest = len(masked.counts), max(masked.counts)
         contrast = contrastive_loss(
-            _spread(context, masked.slots, batch, widest),
-            _spread(quantised.targets, masked.slots, batch, widest),
-            _spread(quantised.code_ids, masked.slots, batch, widest),
+            pad_by_utterance(context, masked),
+            pad_by_utterance(quantised.targets, masked),
+            pad_by_utterance(quantised.code_ids, masked),
             negatives,
-            padding_mask=padding_mask_from_lengths(counts, widest),
+            padding_mask=padding_mask_from_lengths(counts, max(masked.counts)),
             temperature=self.logit_temperature,
         )
         frames = counts.sum()
@@ -271,11 +267,15 @@ class Wav2Vec2Pretraining(nn.Module):
         return negatives, torch.cat(noise) if noise else None
 
 
-def _spread(x: Tensor, slots: Tensor, batch: int, widest: int) -> Tensor:
-    """Packed (N, ...) to padded (batch, widest, ...), zero elsewhere."""
-    padded = x.new_zeros(batch * widest, *x.shape[1:])
-    padded = padded.index_copy(0, slots, x)
-    return padded.view(batch, widest, *x.shape[1:])
+def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
+    """Spread the N masked frames of a batch, (N, ...) to (B, M, ...).
+
+    Zero where an utterance has fewer than M masked frames.
+    """
+    shape = len(masked.counts), max(masked.counts)
+    padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
+    padded = padded.index_copy(0, masked.padded_index, x)
+    return padded.view(*shape, *x.shape[1:])
 
 
 def _sum_over_processes(sums: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from summarymixing.nnet.masking import (
-    zero_padding,
-)
+from summarymixing.nnet.masking import zero_padding
 
 
 class WeightedSum(nn.Module):

@@ -23,10 +23,10 @@ from summarymixing.nnet.summary_mixing import SummaryMixing
 
 
 class Wav2Vec2Output(NamedTuple):
-    """hidden_states : L+1 tensors (B, T, D); padding_mask : bool, (B, T)."""
+    """What an encoder makes of a batch."""
 
-    hidden_states: list[Tensor]
-    padding_mask: Tensor
+    hidden_states: list[Tensor]  # L+1 times (B, T, D)
+    padding_mask: Tensor  # (B, T), bool, True on padding
 
 
 def sine_positions(num_frames: int, d_model: int) -> Tensor:

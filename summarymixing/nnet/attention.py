@@ -26,7 +26,7 @@ class MultiHeadAttention(nn.Module):
     num_heads : int
         Must divide d_model (ValueError).
     dropout : float
-        On the attention weights, in training.
+        Dropout of the attention weights in training.
 
     Example
     -------

@@ -52,17 +52,12 @@ def draw_negatives(
 
 
 class Contrast(NamedTuple):
-    """Sums over valid masked frames; divide by their number for means.
+    """Sums over valid masked frames; divide by their number for means."""
 
-    loss : the contrastive loss; correct : frames whose positive beats every
-    remaining negative; chance : expected `correct` of a blind guess among
-    what remains; excluded : negatives equal to the positive.
-    """
-
-    loss: Tensor
-    correct: Tensor
-    chance: Tensor
-    excluded: Tensor
+    loss: Tensor  # (), the contrastive loss, with its gradient
+    correct: Tensor  # (), frames whose positive beats all remaining negatives
+    chance: Tensor  # (), expected `correct` of a guess among what remains
+    excluded: Tensor  # (), negatives equal to the positive
 
 
 def contrastive_loss(

@@ -13,17 +13,12 @@ from torch import Tensor, nn
 
 
 class Quantised(NamedTuple):
-    """What the quantiser says of N frames.
+    """What the quantiser makes of N frames."""
 
-    targets : (N, target_dim); code_ids : int64 (N,), one number for the codes
-    of all groups, equal exactly where the targets are equal;
-    probability_sums, code_counts : (G, V), summed over the N frames.
-    """
-
-    targets: Tensor
-    code_ids: Tensor
-    probability_sums: Tensor
-    code_counts: Tensor
+    targets: Tensor  # (N, target_dim)
+    code_ids: Tensor  # (N,), int64, equal exactly where the targets are equal
+    probability_sums: Tensor  # (G, V), softmax of the logits, summed over N
+    code_counts: Tensor  # (G, V), int64, frames that choose each code
 
 
 class GumbelQuantiser(nn.Module):
@@ -89,7 +84,7 @@ class GumbelQuantiser(nn.Module):
             Gumbel noise. None in evaluation: hard choice, no gradient
             to the logits.
         temperature : float
-            Of the softmax that carries the gradient.
+            Temperature of the softmax that carries the gradient.
 
         Returns
         -------
@@ -113,8 +108,8 @@ class GumbelQuantiser(nn.Module):
         if gumbel is not None:
             soft = (noisy / temperature).softmax(dim=-1)
             weights = weights - soft.detach() + soft
+        # A product, not an index: it carries the gradient of the softmax.
         chosen = torch.einsum("ngv,gvd->ngd", weights, self.codebook)
-        # einsum, not scatter_add: a fixed order of summation everywhere.
         return Quantised(
             targets=self.project(chosen.flatten(1)),
             code_ids=self._joint_ids(codes),

@@ -81,7 +81,7 @@ class SummaryMixing(nn.Module):
         "full", or "lite": no f and no c, every frame gets the summary
         (arXiv 2307.07421).
     dropout : float
-        On the hidden layers of s and f, in training.
+        Dropout of the hidden layers of s and f in training.
 
     Example
     -------

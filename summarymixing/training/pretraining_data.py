@@ -58,7 +58,7 @@ class PretrainingBatch:
         masked = self.masked._replace(
             span_mask=change(self.masked.span_mask),
             frames=change(self.masked.frames),
-            slots=change(self.masked.slots),
+            padded_index=change(self.masked.padded_index),
         )
         wavs, wav_lens = change(self.wavs), change(self.wav_lens)
         return replace(self, wavs=wavs, wav_lens=wav_lens, masked=masked)

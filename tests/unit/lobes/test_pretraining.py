@@ -66,7 +66,7 @@ def run(model, utterances, garbage=0.0, **options):
     gathered = gathered._replace(
         **{
             name: getattr(gathered, name).to(padded.device)
-            for name in ("span_mask", "frames", "slots")
+            for name in ("span_mask", "frames", "padded_index")
         }
     )
     out = model(
@@ -231,7 +231,7 @@ def test_masked_frames_are_found_where_they_are(device):
         [True, True, True, False, False],
     ]
     assert gathered.frames.tolist() == [1, 3, 5, 10, 11, 12]
-    assert gathered.slots.tolist() == [0, 1, 3, 6, 7, 8]
+    assert gathered.padded_index.tolist() == [0, 1, 3, 6, 7, 8]
     assert gathered.counts == (2, 1, 3)
     assert gathered.seeds == (7, 8, 9)
 
@@ -269,7 +269,7 @@ def test_negatives_cost_an_index_and_a_logit_each(width, device):
     masked = masked._replace(
         span_mask=masked.span_mask.to(device),
         frames=masked.frames.to(device),
-        slots=masked.slots.to(device),
+        padded_index=masked.padded_index.to(device),
     )
     wav, ones = torch.randn(1, 16_000, device=device), torch.ones(1).to(device)
 
