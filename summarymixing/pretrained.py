@@ -128,7 +128,7 @@ def load_encoder(
             f"install the version that wrote it."
         ) from error
     weights = _read_weights(folder)
-    rename_old_weights(weights)
+    rename_old_weights(encoder, weights)
     _compare(folder, encoder, weights)
     encoder.load_state_dict(weights)
     return encoder.to(device).eval()

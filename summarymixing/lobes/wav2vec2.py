@@ -108,7 +108,7 @@ class Wav2Vec2Encoder(nn.Module):
             layer_drop=layer_drop,
         )
         self._positions = torch.empty(0, d_model)
-        self.register_load_state_dict_pre_hook(_rename_old_weights)
+        self.register_load_state_dict_pre_hook(rename_old_weights)
 
     @classmethod
     def from_pretrained(
@@ -226,30 +226,15 @@ class Wav2Vec2Encoder(nn.Module):
         return table[:num_frames].to(like.dtype)
 
 
-def rename_old_weights(weights: dict[str, Tensor], prefix: str = "") -> None:
-    """Give weights that version 0.1.0 saved the names they have now.
+def rename_old_weights(
+    _encoder: nn.Module, weights: dict[str, Tensor], prefix: str = "", *_: Any
+) -> None:
+    """Give weights that version 0.1.0 saved the names they have now, in place.
 
-    Arguments
-    ---------
-    weights : dict
-        The tensors of an encoder or of a module around it; changed in place.
-    prefix : str
-        What stands before the names of the encoder's own weights.
-
-    Example
-    -------
-    >>> weights = {"encoder.norm.bias": torch.zeros(1)}
-    >>> rename_old_weights(weights)
-    >>> list(weights)
-    ['conformer.norm.bias']
+    A hook of `load_state_dict`; `prefix` is the encoder's place in a module
+    around it.
     """
     old = f"{prefix}encoder."
     for name in [name for name in weights if name.startswith(old)]:
         new = f"{prefix}conformer.{name.removeprefix(old)}"
         weights[new] = weights.pop(name)
-
-
-def _rename_old_weights(
-    module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any
-) -> None:
-    rename_old_weights(weights, prefix)
