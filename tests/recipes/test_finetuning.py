@@ -163,9 +163,9 @@ def part_of(name):
     if name.startswith("head"):
         return "head"
     words = name.removeprefix("encoder.").split(".")
-    if words[:2] == ["encoder", "layers"]:
+    if words[:2] == ["conformer", "layers"]:
         return f"{words[2]} mixer" if words[3] == "mixer" else words[2]
-    if words[:2] == ["encoder", "norm"]:
+    if words[:2] == ["conformer", "norm"]:
         return "norm"
     return "front end" if words[0] == "front_end" else "input"
 
