@@ -8,20 +8,20 @@ Loading executes nothing from the folder.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from summarymixing.errors import UserError
 from summarymixing.files import open_atomically, write_json
-from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, rename_old_weights
 from summarymixing.model_card import model_card
 from summarymixing.nnet.mixer import MixerFactory, mixer_from_description
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
 
 FORMAT = "summarymixing.wav2vec2_encoder"
 FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
@@ -31,7 +31,7 @@ WEIGHTS_NAME = "encoder.safetensors"
 
 
 def save_encoder(
-    encoder: Wav2Vec2Encoder,
+    encoder: nn.Module,
     folder: str | Path,
     trained_on: dict[str, Any] | None = None,
 ) -> Path:
@@ -43,6 +43,7 @@ def save_encoder(
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
+        The encoder to write.
     folder : str or Path
         Created where it does not exist.
     trained_on : dict, optional
@@ -60,8 +61,8 @@ def save_encoder(
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "architecture": encoder.config,
-        "sample_rate_hz": SAMPLE_RATE_HZ,
-        "frames_per_second": FRAMES_PER_SECOND,
+        "sample_rate_hz": encoder.sample_rate_hz,
+        "frames_per_second": encoder.frames_per_second,
         "trained_on": trained_on or {},
     }
     save_weights(encoder, folder / WEIGHTS_NAME)
@@ -90,35 +91,31 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_encoder(
+    build: Callable[..., Encoder],
     folder: str | Path,
-    device: torch.device | str = "cpu",
     *,
     mixer: MixerFactory | None = None,
-) -> Wav2Vec2Encoder:
-    """Load an encoder in eval mode.
+) -> Encoder:
+    """Load an encoder; the work of `Wav2Vec2Encoder.from_pretrained`.
 
     Arguments
     ---------
-    folder : str or Path
-        Written by `save_encoder`, for example `OUTPUT_FOLDER/encoder`.
-    device : torch.device or str
-    mixer : callable, optional
-        The class of the mixers, where it is not one of this package: loading
-        imports nothing that a folder names. It gets the keywords that were
-        saved. UserError where it is not the class that was saved.
+    build : callable
+        Makes the encoder from its architecture: the class itself.
+    folder, mixer
+        As in `Wav2Vec2Encoder.from_pretrained`, with the same errors.
 
     Returns
     -------
-    Wav2Vec2Encoder
-        UserError where the folder is missing, damaged, of another kind, or
-        where config and weights disagree.
+    Encoder
+        On the CPU, in train mode.
     """
     folder = Path(folder)
     config = read_config(folder)
     architecture = dict(config["architecture"])
     try:
         factory = mixer_from_description(architecture.pop("mixer"), mixer)
-        encoder = Wav2Vec2Encoder(mixer=factory, **architecture)
+        encoder = build(mixer=factory, **architecture)
     except UserError as error:
         raise UserError(f"{folder / CONFIG_NAME}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -131,7 +128,7 @@ def load_encoder(
     rename_old_weights(encoder, weights)
     _compare(folder, encoder, weights)
     encoder.load_state_dict(weights)
-    return encoder.to(device).eval()
+    return encoder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -172,7 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_NAME
     try:
         return load_file(path)
@@ -184,7 +181,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _compare(
-    folder: Path, encoder: Wav2Vec2Encoder, weights: dict[str, torch.Tensor]
+    folder: Path, encoder: nn.Module, weights: dict[str, Tensor]
 ) -> None:
     """Name every difference between what is described and what is stored."""
     wanted = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
@@ -202,3 +199,17 @@ def _compare(
             f"{CONFIG_NAME} describes: {shown}{more}. Were the files of two "
             f"encoders mixed? Copy the whole folder again."
         )
+
+
+def rename_old_weights(
+    _encoder: nn.Module, weights: dict[str, Tensor], prefix: str = "", *_: Any
+) -> None:
+    """Give weights that version 0.1.0 saved the names they have now, in place.
+
+    A hook of `load_state_dict`; `prefix` is the encoder's place in a module
+    around it.
+    """
+    old = f"{prefix}encoder."
+    for name in [name for name in weights if name.startswith(old)]:
+        new = f"{prefix}conformer.{name.removeprefix(old)}"
+        weights[new] = weights.pop(name)

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from summarymixing.lobes.conformer import ConformerEncoder, EncoderOutput
-from summarymixing.lobes.features import FbankFrontEnd
+from summarymixing.lobes.features import (
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE_HZ,
+    FbankFrontEnd,
+)
 from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.mixer import MixerFactory, describe_mixer
 from summarymixing.nnet.summary_mixing import SummaryMixing
+from summarymixing.pretrained import load_encoder, rename_old_weights
 
 
 class Wav2Vec2Output(NamedTuple):
@@ -65,6 +70,9 @@ class Wav2Vec2Encoder(nn.Module):
     >>> len(out.hidden_states), out.hidden_states[-1].shape
     (3, torch.Size([2, 51, 16]))
     """
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+    frames_per_second = FRAMES_PER_SECOND
 
     def __init__(
         self,
@@ -120,13 +128,25 @@ class Wav2Vec2Encoder(nn.Module):
     ) -> Wav2Vec2Encoder:
         """Load the encoder of a run, `OUTPUT_FOLDER/encoder`, in eval mode.
 
-        Arguments, result and errors are those of
-        `summarymixing.pretrained.load_encoder`.
-        """
-        # Imported here: pretrained.py builds encoders of this class.
-        from summarymixing.pretrained import load_encoder
+        Arguments
+        ---------
+        folder : str or Path
+            Written by `summarymixing.pretrained.save_encoder`.
+        device : torch.device or str
+            Where the weights go.
+        mixer : callable, optional
+            The class of the mixers, where it is not one of this package:
+            loading imports nothing that a folder names. It gets the keywords
+            that were saved. UserError where it is not the class that was
+            saved.
 
-        return load_encoder(folder, device, mixer=mixer)
+        Returns
+        -------
+        Wav2Vec2Encoder
+            UserError where the folder is missing, damaged, of another kind,
+            or where config and weights disagree.
+        """
+        return load_encoder(cls, folder, mixer=mixer).to(device).eval()
 
     def untrained_twin(
         self, *, mixer_dropout: float | None = None, **changes: float
@@ -224,17 +244,3 @@ class Wav2Vec2Encoder(nn.Module):
             table = sine_positions(num_frames * 5 // 4, self.d_model)
             self._positions = table = table.to(like.device)
         return table[:num_frames].to(like.dtype)
-
-
-def rename_old_weights(
-    _encoder: nn.Module, weights: dict[str, Tensor], prefix: str = "", *_: Any
-) -> None:
-    """Give weights that version 0.1.0 saved the names they have now, in place.
-
-    A hook of `load_state_dict`; `prefix` is the encoder's place in a module
-    around it.
-    """
-    old = f"{prefix}encoder."
-    for name in [name for name in weights if name.startswith(old)]:
-        new = f"{prefix}conformer.{name.removeprefix(old)}"
-        weights[new] = weights.pop(name)

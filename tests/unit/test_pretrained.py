@@ -21,7 +21,7 @@ from summarymixing.lobes.pretraining import (
     Wav2Vec2Pretraining,
     gather_masked_frames,
 )
-from summarymixing.pretrained import load_encoder, read_config, save_encoder
+from summarymixing.pretrained import read_config, save_encoder
 from summarymixing.run.processes import on_main_process
 from summarymixing.training.frozen_encoder import digest
 
@@ -66,7 +66,7 @@ def edit_architecture(folder, **changes):
 def refused(folder, *parts):
     """Loading fails with a message that names the folder and these parts."""
     with pytest.raises(UserError) as caught:
-        load_encoder(folder)
+        Wav2Vec2Encoder.from_pretrained(folder)
     for part in (str(folder), *parts):
         assert part in str(caught.value)
 
@@ -102,7 +102,9 @@ def test_saving_again_replaces_and_leaves_nothing_else(folder):
     save_encoder(encoder, folder)
     assert {path.name for path in folder.iterdir()} == before
     assert before == {"README.md", "encoder.json", "encoder.safetensors"}
-    for name, tensor in load_encoder(folder).state_dict().items():
+    for name, tensor in (
+        Wav2Vec2Encoder.from_pretrained(folder).state_dict().items()
+    ):
         assert torch.equal(tensor, encoder.state_dict()[name])
 
 
@@ -114,7 +116,7 @@ def test_an_encoder_of_0_1_0_gives_the_states_it_gave():
 
 
 def test_a_pretraining_checkpoint_of_0_1_0_gives_the_loss_it_gave():
-    encoder = load_encoder(DATA_0_1_0 / "encoder")
+    encoder = Wav2Vec2Encoder.from_pretrained(DATA_0_1_0 / "encoder")
     model = Wav2Vec2Pretraining(
         encoder, num_codes=4, target_dim=4, num_negatives=3
     ).eval()
@@ -127,7 +129,7 @@ def test_a_pretraining_checkpoint_of_0_1_0_gives_the_loss_it_gave():
 
 
 def test_a_probe_that_0_1_0_began_recognises_its_encoder():
-    encoder = load_encoder(DATA_0_1_0 / "encoder")
+    encoder = Wav2Vec2Encoder.from_pretrained(DATA_0_1_0 / "encoder")
     assert digest(FrozenEncoder(encoder)) == EXPECTED["probe_digest"]
 
 
@@ -142,7 +144,7 @@ def test_every_file_has_the_permissions_the_user_wants(folder):
 
 
 def test_a_full_disk_is_one_message_and_the_encoder_before_stays(folder):
-    before = load_encoder(folder).state_dict()
+    before = Wav2Vec2Encoder.from_pretrained(folder).state_dict()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -150,7 +152,9 @@ def test_a_full_disk_is_one_message_and_the_encoder_before_stays(folder):
             on_main_process(lambda: save_encoder(make_encoder(), folder))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    for name, tensor in load_encoder(folder).state_dict().items():
+    for name, tensor in (
+        Wav2Vec2Encoder.from_pretrained(folder).state_dict().items()
+    ):
         assert torch.equal(tensor, before[name])
     assert not list(folder.glob(".*"))
 
@@ -194,7 +198,7 @@ def test_nothing_else_in_the_folder_matters(folder, tmp_path, monkeypatch):
         f"x: !apply:pathlib.Path.touch [{tmp_path / 'executed'}]"
     )
     monkeypatch.chdir(folder)
-    load_encoder(folder)
+    Wav2Vec2Encoder.from_pretrained(folder)
     assert not (tmp_path / "executed").exists()
 
 
@@ -254,7 +258,7 @@ def test_an_outside_mixer_is_loaded_with_its_keywords(given, tmp_path):
 )
 def test_another_mixer_than_the_saved_one_is_refused(other, folder):
     with pytest.raises(UserError, match=str(folder)):
-        load_encoder(folder, mixer=other)
+        Wav2Vec2Encoder.from_pretrained(folder, mixer=other)
 
 
 @pytest.mark.parametrize(
