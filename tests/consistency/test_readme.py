@@ -1,34 +1,61 @@
-"""What the README tells users to type exists."""
+"""What the documents tell users to type exists, and what they claim holds."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.prepare import CORPORA
+from summarymixing.pretrained import save_encoder
 from summarymixing.run.hparams_file import HparamsFile
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
-COMMANDS = [
-    line
-    for line in SHELL.replace("\\\n", " ").splitlines()
-    if re.match(r"(python|torchrun|make) ", line)
+README = ROOT / "README.md"
+DOCUMENTS = [
+    README,
+    *sorted((ROOT / ".github").rglob("*.md")),
+    *sorted((ROOT / "recipes").rglob("*.md")),
+    *sorted((ROOT / "summarymixing").rglob("*.md")),
 ]
+TEXTS = {path: path.read_text("utf-8") for path in DOCUMENTS}
+ALL_TEXT = "\n".join(TEXTS.values())
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", ALL_TEXT, flags=re.DOTALL))
+COMMANDS = sorted(
+    {
+        line
+        for line in SHELL.replace("\\\n", " ").splitlines()
+        if re.match(r"(python|torchrun|make) ", line)
+    }
+)
 RECIPES = [command for command in COMMANDS if "hparams/" in command]
+each_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
+# What each part of the package may import, itself aside.
+GROUND = {"errors", "files"}
+FLOORS = {
+    "nnet": set(),
+    "lobes": GROUND | {"nnet"},
+    "data": GROUND | {"nnet"},
+    "miniature": GROUND | {"data"},
+    "run": GROUND | {"data", "nnet", "__init__"},
+    "training": GROUND | {"run", "lobes", "data", "nnet", "pretrained"},
+    "suite": GROUND | {"run", "data", "html_page"},
+}
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 7
-    assert len(RECIPES) >= 3
+    assert len(COMMANDS) >= 15
+    assert len(RECIPES) >= 7
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_scripts_and_files_exist(command):
     for word in shlex.split(command, comments=True):
-        if word.startswith(("recipes/", "hparams/")):
+        if word.startswith(("recipes/", "hparams/", "tests/")):
             assert (ROOT / word).is_file(), word
 
 
@@ -46,21 +73,80 @@ def test_keys_in_the_text_exist():
     """`--key=value` outside of commands, too."""
     files = (ROOT / "hparams").glob("*/*.yaml")
     keys = {key for file in files for key in HparamsFile.read(file).tree}
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    assert set(re.findall(r"--(\w+)=", text)) - {"key"} <= keys
+    text = re.sub(r"```.*?```", "", ALL_TEXT, flags=re.DOTALL)
+    assert set(re.findall(r"--(\w+)=", text)) - {"key", "nproc"} <= keys
 
 
-@pytest.mark.parametrize("name", re.findall(r"prepare\.py (\w+) ", SHELL))
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"prepare\.py (\w+) ", SHELL)))
+)
 def test_corpora_exist(name):
     assert name in CORPORA
 
 
-@pytest.mark.parametrize("target", re.findall(r"make (\w+)", README))
-def test_make_targets_exist(target):
+def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    targets = set(re.findall(r"(?:^|`)make (\w+)", ALL_TEXT, re.MULTILINE))
+    assert {"demo", "test", "lint"} <= targets
+    assert targets <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
 
 
-def test_links_exist():
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+@each_document
+def test_files_in_the_text_exist(path):
+    """Files in backticks, from the root, the package or the document."""
+    text = re.sub(r"```.*?```", "", TEXTS[path], flags=re.DOTALL)
+    for name in re.findall(r"`([\w./]+/\w+\.(?:py|yaml|md))", text):
+        if name.startswith("results/") or "my_" in name or "CORPUS" in name:
+            continue
+        places = (ROOT, ROOT / "summarymixing", path.parent)
+        assert any((place / name).is_file() for place in places), name
+
+
+@each_document
+def test_links_exist(path):
+    for link in re.findall(r"\]\(([^):]+)\)", TEXTS[path]):
+        file, _, heading = link.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", TEXTS[linked], re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()) for h in headings}
+            assert heading in {slug.replace(" ", "-") for slug in slugs}
+
+
+@each_document
+def test_code_is_narrow(path):
+    for block in re.findall(r"```.*?```", TEXTS[path], flags=re.DOTALL):
+        assert max(map(len, block.splitlines())) <= 100, block
+
+
+def test_python_of_the_readme_runs(tmp_path):
+    (block,) = re.findall(
+        r"```python\n(.*?)```", TEXTS[README], flags=re.DOTALL
+    )
+    encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=32)
+    folder = save_encoder(encoder, tmp_path / "encoder")
+    block, replaced = re.subn(r'"results/.*?"', repr(str(folder)), block)
+    assert replaced == 1
+    names = {}
+    exec(block, names)
+    assert names["h"].shape == names["x"].shape
+    assert len(names["out"].hidden_states) == 2
+
+
+@pytest.mark.parametrize("part", FLOORS)
+def test_imports_point_one_way(part):
+    """As summarymixing/README.md says; imports inside functions are free."""
+    for path in (ROOT / "summarymixing" / part).rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                package, _, rest = name.partition(".")
+                if package == "summarymixing":
+                    used = rest.partition(".")[0] or "__init__"
+                    assert used in FLOORS[part] | {part}, f"{path}: {name}"
