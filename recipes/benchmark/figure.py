@@ -55,20 +55,20 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def time_layers() -> dict[str, Any]:
-    """Return the median seconds of one layer by mixer and length."""
+    """Return the median CPU seconds of a layer by mixer and length."""
     times: dict[str, dict[int, list[float]]] = {
         name: {seconds: [] for seconds in LENGTHS_SECONDS} for name in MIXERS
     }
-    # Lengths and mixers take turns: other work on the machine slows all alike.
+    # CPU time, and in turns: other work on the machine counts little.
     for repeat in range(REPEATS + 1):
         for seconds in LENGTHS_SECONDS:
             x = torch.randn(1, seconds * FRAMES_PER_SECOND, WIDTH)
             for name, mixer in MIXERS.items():
                 layer = ConformerEncoderLayer(WIDTH, mixer=mixer, d_ffn=D_FFN)
-                start = time.perf_counter()
+                start = time.process_time()
                 layer(x).sum().backward()
                 if repeat:  # the first one warms up
-                    times[name][seconds].append(time.perf_counter() - start)
+                    times[name][seconds].append(time.process_time() - start)
     return {
         "machine": _describe_machine(),
         "width": WIDTH,
@@ -113,7 +113,7 @@ def draw(data: dict[str, Any]) -> Figure:
     accuracy.tick_params(labelbottom=False)
     codes.set(ylabel="codes in use", xlabel="updates; dotted: all codes")
     cost.set_title(f"One layer of width {timing['width']}, forward + backward")
-    cost.set_ylabel("ms per second of audio")
+    cost.set_ylabel("CPU ms per second of audio")
     machine = timing["machine"].replace(", torch", "\ntorch")
     cost.set_xlabel(f"seconds of audio\n{machine}")
     accuracy.legend(frameon=False)
