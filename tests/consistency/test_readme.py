@@ -34,6 +34,8 @@ RECIPES = [command for command in COMMANDS if "hparams/" in command]
 each_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
+# Options of scripts, which are no keys of a YAML file.
+OPTIONS = {"key", "nproc", "tasks", "corpus_module"}
 # What each part of the package may import, itself aside.
 GROUND = {"errors", "files"}
 FLOORS = {
@@ -74,7 +76,7 @@ def test_keys_in_the_text_exist():
     files = (ROOT / "hparams").glob("*/*.yaml")
     keys = {key for file in files for key in HparamsFile.read(file).tree}
     text = re.sub(r"```.*?```", "", ALL_TEXT, flags=re.DOTALL)
-    assert set(re.findall(r"--(\w+)=", text)) - {"key", "nproc"} <= keys
+    assert set(re.findall(r"--(\w+)=", text)) - OPTIONS <= keys
 
 
 @pytest.mark.parametrize(
