@@ -40,7 +40,7 @@ OPTIONS = {"key", "nproc", "tasks", "corpus_module"}
 GROUND = {"errors", "files"}
 FLOORS = {
     "nnet": set(),
-    "lobes": GROUND | {"nnet"},
+    "lobes": GROUND | {"nnet", "data"},
     "data": GROUND | {"nnet"},
     "miniature": GROUND | {"data"},
     "run": GROUND | {"data", "nnet", "__init__"},
