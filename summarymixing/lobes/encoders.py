@@ -1,18 +1,21 @@
-"""Encoders that probes stand on: frozen ones, and the plain filterbank.
+"""Encoders of probes: loading, freezing, random ones, plain filterbanks.
 
 Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from summarymixing.errors import UserError
 from summarymixing.lobes.features import MelFilterbank, num_frames
-from summarymixing.lobes.huggingface import HuggingFaceEncoder
+from summarymixing.lobes.huggingface import HuggingFaceEncoder, is_huggingface
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Output
 from summarymixing.nnet.masking import (
     absolute_lengths,
@@ -20,6 +23,7 @@ from summarymixing.nnet.masking import (
     padding_mask_from_lengths,
     zero_padding,
 )
+from summarymixing.nnet.randomness import derive_seed
 
 # Same interface: d_model, num_layers, (wavs, wav_lens) -> Wav2Vec2Output.
 Encoder: TypeAlias = "Wav2Vec2Encoder | HuggingFaceEncoder | LogMelEncoder"
@@ -30,6 +34,7 @@ PRECISIONS = {
     "fp16": torch.float16,
 }
 
+LOG_MEL = "log_mel"  # what users type
 UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
 
 
@@ -130,3 +135,62 @@ class FrozenEncoder(nn.Module):
         for state in out.hidden_states:
             state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
         return out
+
+
+def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
+    """Load the encoder of a probe, or draw one of the same architecture.
+
+    Arguments
+    ---------
+    hparams : mapping
+        `encoder`, `mixer`, `random_encoder`, `seed`, `precision` and
+        `encoder_train_mode` of hparams/shared/probe.yaml. The encoder is a
+        folder of this project, a folder or name for HuggingFace, or log_mel.
+
+    Returns
+    -------
+    FrozenEncoder
+        UserError for a folder that holds no encoder.
+    """
+    source = str(hparams["encoder"])
+    encoder: Encoder
+    if source == LOG_MEL:
+        encoder = LogMelEncoder()
+    elif is_huggingface(source):
+        encoder = HuggingFaceEncoder(source)
+    else:
+        encoder = Wav2Vec2Encoder.from_pretrained(
+            source, mixer=hparams["mixer"]
+        )
+    if hparams["random_encoder"]:
+        encoder = random_twin(encoder, hparams["seed"])
+    return FrozenEncoder(
+        encoder,
+        precision=hparams["precision"],
+        train_mode=hparams["encoder_train_mode"],
+    )
+
+
+def random_twin(encoder: Encoder, seed: int) -> Encoder:
+    """Return an encoder of the same architecture with random weights."""
+    torch.manual_seed(derive_seed(seed, "encoder"))
+    if isinstance(encoder, HuggingFaceEncoder):
+        encoder.draw_weights()
+        return encoder
+    if isinstance(encoder, LogMelEncoder):
+        raise UserError(
+            f"{LOG_MEL} has no weights to draw; omit --random_encoder"
+        )
+    return encoder.untrained_twin()
+
+
+def digest(module: nn.Module) -> str:
+    """Return a fingerprint of the weights of a module."""
+    summary = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        # As 0.1.0 named them, so that probes that it began can be resumed.
+        name = name.replace("inner.", "encoder.", 1)
+        name = name.replace("encoder.conformer.", "encoder.encoder.", 1)
+        summary.update(name.encode())
+        summary.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return summary.hexdigest()

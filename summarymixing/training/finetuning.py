@@ -16,6 +16,7 @@ import speechbrain as sb
 from torch import Tensor
 
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import random_twin
 from summarymixing.lobes.features import num_frames
 from summarymixing.lobes.finetuning import (
     FineTuned,
@@ -30,7 +31,6 @@ from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
 from summarymixing.pretrained import save_encoder, save_weights
 from summarymixing.run.brain import make_optimizer
 from summarymixing.run.checkpoints import open_checkpoints
-from summarymixing.training.frozen_encoder import random_twin
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
     FIXED,
@@ -251,15 +251,17 @@ def load_trainable_encoder(hparams: Mapping[str, Any]) -> Wav2Vec2Encoder:
     Arguments
     ---------
     hparams : mapping
-        `encoder`, `random_encoder`, `seed`, `dropout`, `layer_drop` and
-        `mixer_dropout` of hparams/finetuning/librispeech100.yaml.
+        `encoder`, `mixer`, `random_encoder`, `seed`, `dropout`, `layer_drop`
+        and `mixer_dropout` of hparams/finetuning/librispeech100.yaml.
 
     Returns
     -------
     Wav2Vec2Encoder
         UserError for a folder without one, and for what it cannot be given.
     """
-    encoder: Any = Wav2Vec2Encoder.from_pretrained(hparams["encoder"])
+    encoder: Any = Wav2Vec2Encoder.from_pretrained(
+        hparams["encoder"], mixer=hparams["mixer"]
+    )
     if hparams["random_encoder"]:
         encoder = random_twin(encoder, hparams["seed"])
     keys = ("dropout", "layer_drop", "mixer_dropout")

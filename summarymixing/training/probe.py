@@ -20,7 +20,11 @@ from torch import Tensor, nn
 
 from summarymixing.errors import UserError
 from summarymixing.files import write_json
-from summarymixing.lobes.encoders import PRECISIONS
+from summarymixing.lobes.encoders import (
+    PRECISIONS,
+    digest,
+    load_frozen_encoder,
+)
 from summarymixing.lobes.probes import Probe
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.run.checkpoints import open_checkpoints
@@ -29,10 +33,6 @@ from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested_anywhere
 from summarymixing.training import layer_weights
 from summarymixing.training.classification import ALL, SPEAKERS
-from summarymixing.training.frozen_encoder import (
-    digest,
-    load_frozen_encoder,
-)
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
 from summarymixing.training.task_brain import TaskBrain, count_parameters

@@ -1,6 +1,5 @@
 """What the documents tell users to type exists, and what they claim holds."""
 
-import ast
 import re
 import shlex
 from pathlib import Path
@@ -36,18 +35,6 @@ each_document = pytest.mark.parametrize(
 )
 # Options of scripts, which are no keys of a YAML file.
 OPTIONS = {"key", "nproc", "tasks", "corpus_module"}
-# What each part of the package may import, itself aside.
-GROUND = {"errors", "files"}
-FLOORS = {
-    "nnet": {"errors"},
-    "lobes": GROUND | {"nnet", "data"},
-    "data": GROUND | {"nnet"},
-    "miniature": GROUND | {"data"},
-    "run": GROUND | {"data", "nnet"},
-    "training": GROUND
-    | {"run", "lobes", "data", "nnet", "pretrained", "html_page"},
-    "suite": GROUND | {"run", "data", "html_page"},
-}
 
 
 def test_there_are_commands():
@@ -135,21 +122,3 @@ def test_python_of_the_readme_runs(tmp_path):
     exec(block, names)
     assert names["h"].shape == names["x"].shape
     assert len(names["out"].hidden_states) == 2
-
-
-@pytest.mark.parametrize("part", FLOORS)
-def test_imports_point_one_way(part):
-    """As summarymixing/README.md says; imports inside functions are free."""
-    for path in (ROOT / "summarymixing" / part).rglob("*.py"):
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{a.name}" for a in node.names]
-            else:
-                continue
-            for name in names:
-                package, _, rest = name.partition(".")
-                if package == "summarymixing":
-                    used = rest.partition(".")[0]
-                    assert used in FLOORS[part] | {part, ""}, f"{path}: {name}"

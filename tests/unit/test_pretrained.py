@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from summarymixing import MultiHeadAttention, SummaryMixing, Wav2Vec2Encoder
 from summarymixing.errors import UserError
-from summarymixing.lobes.encoders import FrozenEncoder
+from summarymixing.lobes.encoders import FrozenEncoder, digest
 from summarymixing.lobes.finetuning import with_regularisation
 from summarymixing.lobes.pretraining import (
     Wav2Vec2Pretraining,
@@ -23,7 +23,6 @@ from summarymixing.lobes.pretraining import (
 )
 from summarymixing.pretrained import read_config, save_encoder
 from summarymixing.run.processes import on_main_process
-from summarymixing.training.frozen_encoder import digest
 
 # An encoder and a checkpoint that version 0.1.0 wrote, and what it made of
 # TONE with them.

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import digest, load_frozen_encoder
 from summarymixing.lobes.huggingface import (
     HuggingFaceEncoder,
     normalise_utterances,
 )
-from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,6 +52,7 @@ def save_model(kind, folder):
 def load(folder, **extra):
     hparams = {
         "encoder": str(folder),
+        "mixer": None,
         "random_encoder": False,
         "seed": 1,
         "precision": "fp32",

@@ -13,12 +13,12 @@ from speechbrain.nnet.schedulers import LinearScheduler
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import digest, load_frozen_encoder
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.hparams_file import load_hparams
 from summarymixing.run.records import read_log
 from summarymixing.run.stopping import Stopped
 from summarymixing.training import task_brain
-from summarymixing.training.frozen_encoder import digest, load_frozen_encoder
 from summarymixing.training.probe import ProbeBrain, make_brain, probe
 from summarymixing.training.probe_task import ProbeTask
 
