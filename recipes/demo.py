@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from summarymixing.errors import UserError, exit_on_user_error
-from summarymixing.suite.steps import TORCHRUN, Steps, show
+from summarymixing.suite.command_runner import (
+    TORCHRUN,
+    CommandRunner,
+    as_typed,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,9 +57,9 @@ ENCODERS = {"pretrained": "pre-trained", "pretrained_random": "random weights"}
 SEED = 1986
 
 
-def run_step(steps: Steps, title: str, command: list[str]) -> None:
+def run_step(steps: CommandRunner, title: str, command: list[str]) -> None:
     """Run a command, its output on the screen; UserError if it fails."""
-    shown = shlex.join(show(command))
+    shown = shlex.join(as_typed(command))
     print(f"\n{len(steps.done) + 1}. {title}\n   {shown}", flush=True)
     step = steps.run(title, command)
     if step.status:
@@ -85,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with Steps(REPOSITORY) as steps:
+    with CommandRunner(REPOSITORY) as steps:
         prepare(steps, folder, arguments)
         pretrain(steps, folder, arguments.updates)
         probe(steps, folder, arguments)
@@ -93,7 +97,9 @@ def main() -> None:
     print(f"\nDone. Open the report: {page}")
 
 
-def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
+def prepare(
+    steps: CommandRunner, folder: Path, arguments: argparse.Namespace
+) -> None:
     """Make the manifests of pre-training."""
     build = [sys.executable, "recipes/miniature.py"]
     make = [sys.executable, "recipes/prepare.py"]
@@ -125,7 +131,7 @@ def prepare(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def pretrain(steps: Steps, folder: Path, updates: int) -> None:
+def pretrain(steps: CommandRunner, folder: Path, updates: int) -> None:
     """Pre-train on two processes."""
     run_step(
         steps,
@@ -144,7 +150,9 @@ def pretrain(steps: Steps, folder: Path, updates: int) -> None:
     )
 
 
-def probe(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
+def probe(
+    steps: CommandRunner, folder: Path, arguments: argparse.Namespace
+) -> None:
     """Build the corpora of the probes, and run these with one command."""
     corpora: dict[str, Any] = {"manifests": "manifests"}
     for name, (hours, options) in PROBED.items():
@@ -192,11 +200,11 @@ def probe(steps: Steps, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def write_report(
-    folder: Path, steps: Steps, arguments: argparse.Namespace
+    folder: Path, steps: CommandRunner, arguments: argparse.Namespace
 ) -> Path:
     """Write one page with the curves, the error rates and the commands."""
     # Imported late: `--help` should not wait for torch.
-    from summarymixing.html_page import Report, draw_curves, draw_layer_columns
+    from summarymixing.html_page import Page, draw_curves, draw_layer_weights
     from summarymixing.run.records import read_log
 
     run = read_metrics(folder / "pretraining")
@@ -207,7 +215,7 @@ def write_report(
         }
         for task in OVERRIDES
     }
-    report = Report("summarymixing: from audio to a probed encoder")
+    report = Page("summarymixing: from audio to a probed encoder")
     report.paragraph(
         f"A wav2vec 2.0 model of {run['parameters'] / 1e6:.1f} million "
         f"parameters with a SummaryMixing Conformer was pre-trained on "
@@ -262,10 +270,12 @@ def write_report(
     )
     report.heading("Which layers do the probes listen to?")
     report.figure(
-        draw_layer_columns(
+        draw_layer_weights(
             {
-                task: by_encoder["pretrained"]["layer_weights"]
-                for task, by_encoder in probes.items()
+                "pre-trained": {
+                    task: by_encoder["pretrained"]["layer_weights"]
+                    for task, by_encoder in probes.items()
+                }
             }
         ),
         "Softmax weights of the hidden states of the pre-trained encoder; 0 "

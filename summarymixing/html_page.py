@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd;
          text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; white-space: pre-line; }
+thead th { border-bottom: 2px solid #555; }
+th, td { white-space: pre-line; }
 div.wide { overflow-x: auto; font-size: .8rem; }
 div.wide th, div.wide td { padding: .3rem .5rem; }
-div.wide td { white-space: nowrap; }
+div.wide td { white-space: pre; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
 pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
@@ -44,7 +45,6 @@ HASH_SALT = "summarymixing"
 
 MANY_COLUMNS = 7  # a table with more is set smaller, and may be scrolled
 
-DARK = 0.6  # share of the scale above which text on the cell is white
 LAYER_COLOURS = "Blues"
 NO_WEIGHT = "0.9"  # grey of a column that is not there
 
@@ -59,24 +59,19 @@ LAYER_HEIGHT = 0.12  # inches
 SPACE_FOR_NAMES = 0.95  # inches above and below the layers
 
 
-class Strong(str):
-    """A cell of a table that stands out."""
-
-    __slots__ = ()
-
-
-class Report:
+class Page:
     """An HTML page that is written piece by piece.
 
     Arguments
     ---------
     title : str
+        What stands on top, and in the tab of a browser.
 
     Example
     -------
-    >>> report = Report("A run")
-    >>> report.table(["encoder", "WER"], [["pre-trained", 12.3]])
-    >>> "12.3" in report.html()
+    >>> page = Page("A run")
+    >>> page.table(["encoder", "WER"], [["pre-trained", 12.3]])
+    >>> "12.3" in page.html()
     True
     """
 
@@ -93,17 +88,31 @@ class Report:
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
     def table(
-        self, header: Sequence[str], rows: Sequence[Sequence[Cell]]
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        bold: Collection[tuple[int, int]] = (),
     ) -> None:
-        """Add a table; numbers are shown with four digits.
+        """Add a table.
 
-        A header may have several lines; a cell that is `Strong` is bold.
+        Arguments
+        ---------
+        header : sequence of str
+            The head of each column, which may have several lines.
+        rows : sequence of sequences of str, float or int
+            The cells; a float is shown with four digits.
+        bold : collection of (int, int)
+            Row and column of each cell that stands out.
         """
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>"
-            for row in rows
-        )
+        lines = [
+            "".join(
+                f"<td>{_format(value, (number, column) in bold)}</td>"
+                for column, value in enumerate(row)
+            )
+            for number, row in enumerate(rows)
+        ]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
         kind = ' class="wide"' if len(header) > MANY_COLUMNS else ""
         self._parts.append(
             f"<div{kind}><table><thead><tr>{head}</tr></thead>"
@@ -150,11 +159,11 @@ class Report:
         return path
 
 
-def _cell(value: Cell) -> str:
+def _format(value: Cell, is_bold: bool) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
     text = html.escape(str(value))
-    return f"<b>{text}</b>" if isinstance(value, Strong) else text
+    return f"<b>{text}</b>" if is_bold else text
 
 
 def draw_curves(
@@ -212,48 +221,7 @@ def draw_curves(
     return figure
 
 
-def draw_layer_columns(columns: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw layer weights with their numbers: darker is larger.
-
-    Arguments
-    ---------
-    columns : mapping
-        Name of a task or encoder -> L + 1 weights that sum to one; layer 0,
-        the input of the first layer, is at the bottom.
-
-    Returns
-    -------
-    Figure
-
-    Example
-    -------
-    >>> figure = draw_layer_columns({"ASR": [0.1, 0.2, 0.7]})
-    >>> len(figure.axes[0].texts)
-    3
-    """
-    layers = max(map(len, columns.values()))
-    figure = Figure(
-        figsize=(1.2 * len(columns) + 1.5, 0.32 * layers + 1.0),
-        layout="constrained",
-    )
-    axes = figure.subplots()
-    table = _draw_layers(axes, columns, list(columns), largest=1.0)
-    for (layer, column), weight in np.ndenumerate(table):
-        colour = "white" if weight > DARK else "black"
-        axes.text(
-            column,
-            layer,
-            f"{weight:.2f}",
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=9,
-        )
-    axes.set_yticks(range(layers))
-    return figure
-
-
-def draw_layer_panels(
+def draw_layer_weights(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     tasks: Sequence[str] = (),
 ) -> Figure:
@@ -277,7 +245,7 @@ def draw_layer_panels(
 
     Example
     -------
-    >>> figure = draw_layer_panels({"mine": {"ASR": [0.1, 0.2, 0.7]}})
+    >>> figure = draw_layer_weights({"mine": {"ASR": [0.1, 0.2, 0.7]}})
     >>> figure.axes[0].get_title()
     'mine'
     """
@@ -286,10 +254,8 @@ def draw_layer_panels(
     with rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5}):
         figure, grid = _lay_out(panels, len(tasks))
         for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
-            _draw_layers(axes, panel, tasks, largest)
+            _draw_panel(axes, panel, tasks, largest)
             axes.set_title(name, fontsize=FONT_SIZE + 1)
-            axes.tick_params(axis="x", rotation=90, length=0)
-            axes.tick_params(axis="y", length=2, width=0.5)
             if axes not in grid[:, 0]:
                 axes.set_ylabel("")
         num_layers = max(len(w) for p in panels.values() for w in p.values())
@@ -333,28 +299,31 @@ def _lay_out(
     return figure, grid
 
 
-def _draw_layers(
+def _draw_panel(
     axes: Axes,
-    columns: Mapping[str, Sequence[float]],
-    names: Sequence[str],
+    panel: Mapping[str, Sequence[float]],
+    tasks: Sequence[str],
     largest: float,
-) -> NDArray[np.float64]:
-    """Draw weights as colours; return them, (L + 1, names)."""
-    layers = max(map(len, columns.values()))
+) -> None:
+    """Draw the weights of one encoder as colours."""
+    layers = max(map(len, panel.values()))
     absent = [np.nan] * layers
-    table = np.array([columns.get(name, absent) for name in names]).T
-    colours = colormaps[LAYER_COLOURS].with_extremes(bad=NO_WEIGHT)
     axes.imshow(
-        table, cmap=colours, origin="lower", aspect="auto", vmin=0, vmax=largest
+        np.array([panel.get(task, absent) for task in tasks]).T,
+        cmap=colormaps[LAYER_COLOURS].with_extremes(bad=NO_WEIGHT),
+        origin="lower",
+        aspect="auto",
+        vmin=0,
+        vmax=largest,
     )
     # Lines between columns: each is a distribution of its own.
-    axes.vlines(
-        np.arange(1, len(names)) - 0.5, -0.5, layers - 0.5, "white", lw=1
-    )
-    axes.set_xticks(range(len(names)), names)
+    between = np.arange(1, len(tasks)) - 0.5
+    axes.vlines(between, -0.5, layers - 0.5, "white", lw=1)
+    axes.set_xticks(range(len(tasks)), tasks)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5]))
     axes.set_ylabel("layer")
-    return table
+    axes.tick_params(axis="x", rotation=90, length=0)
+    axes.tick_params(axis="y", length=2, width=0.5)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ librispeech, commonvoice_cy, commonvoice_eu, slurp, iemocap, voxceleb1:
 
     librispeech: /corpora/LibriSpeech
     slurp: {source: /corpora/slurp, options: [--overwrite]}
-    voxceleb1: {manifests: /manifests/voxceleb1}   # prepared already
+    my_corpus: {manifests: /manifests/mine}        # prepared already
     manifests: /scratch/manifests                  # where the others go
 
 Prepares what is missing, runs every task for every encoder and seed, and
@@ -23,19 +23,24 @@ import argparse
 import io
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from summarymixing.errors import UserError, exit_on_user_error
-from summarymixing.suite.corpora import Corpus, read_corpora
+from summarymixing.files import describe_os_error
+from summarymixing.suite.command_runner import (
+    CommandRunner,
+    Interrupted,
+    as_typed,
+)
+from summarymixing.suite.corpora import CorpusEntry, read_corpora
 from summarymixing.suite.encoders import read_encoders
-from summarymixing.suite.overrides import Override, check_overrides
-from summarymixing.suite.page import write_all
-from summarymixing.suite.plan import Plan, Settings, make_plan
+from summarymixing.suite.page import write_outputs
+from summarymixing.suite.plan import Override, Plan, Settings, make_plan
 from summarymixing.suite.runner import run_plan
-from summarymixing.suite.steps import Interrupted, Steps, show
 from summarymixing.suite.tasks import (
-    TASKS,
-    Task,
+    BenchmarkTask,
+    benchmark_tasks,
     choose_tasks,
     describe_tasks,
 )
@@ -55,84 +60,74 @@ def main() -> None:
         print(describe_tasks())
         return
     if arguments.report_only:
-        say_what_is_written(write_all(output_folder), output_folder)
+        say_what_is_written(write_outputs(output_folder), output_folder)
         return
     if arguments.corpora is None:
         raise UserError("where are the corpora? --corpora=FILE.yaml")
     corpora = read_corpora(arguments.corpora, output_folder / "manifests")
     tasks = choose_tasks(arguments.tasks, corpora)
     notes = say_what_is_left_out(arguments, tasks, corpora)
-    plan = plan_runs(arguments, tasks, corpora)
+    settings = Settings(
+        repository=REPOSITORY,
+        output_folder=output_folder,
+        num_seeds=arguments.seeds,
+        processes=arguments.nproc,
+        fold=arguments.iemocap_fold,
+        as_mp3s=arguments.as_mp3s,
+        overrides=tuple(map(Override.parse, arguments.override)),
+    )
+    encoders = read_encoders(arguments.encoder, random=arguments.random)
+    plan = make_plan(settings, encoders, tasks, corpora)
     if arguments.dry_run:
         print_commands(plan)
     else:
         sys.exit(run(plan, output_folder, notes))
 
 
-def plan_runs(
-    arguments: argparse.Namespace,
-    tasks: list[Task],
-    corpora: dict[str, Corpus],
-) -> Plan:
-    """Turn the command line into a plan."""
-    overrides = tuple(Override.parse(text) for text in arguments.override)
-    check_overrides(overrides, tasks)
-    settings = Settings(
-        repository=REPOSITORY,
-        output_folder=arguments.output_folder.resolve(),
-        num_seeds=arguments.seeds,
-        processes=arguments.nproc,
-        iemocap_fold=arguments.iemocap_fold,
-        as_mp3s=arguments.as_mp3s,
-        overrides=overrides,
-    )
-    encoders = read_encoders(arguments.encoder, random=arguments.random)
-    return make_plan(settings, encoders, tasks, corpora)
-
-
 def run(plan: Plan, output_folder: Path, notes: list[str]) -> int:
     """Run a plan and write the report, also when it is stopped."""
     # Imported late: SpeechBrain takes seconds to import.
-    from summarymixing.files import describe_os_error
     from summarymixing.run.output_folder import locked_folder
 
     try:
         output_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
-    with locked_folder(output_folder), Steps(REPOSITORY) as steps:
+    with locked_folder(output_folder), CommandRunner(REPOSITORY) as runner:
         try:
-            failed = run_plan(plan, steps)
+            failed = run_plan(plan, runner)
         except Interrupted as stop:
-            write_all(output_folder, plan.runs, notes)
+            write_outputs(output_folder, plan.runs, notes)
             print("stopped; the same command goes on from here")
             return stop.status
-        files = write_all(output_folder, plan.runs, notes)
+        files = write_outputs(output_folder, plan.runs, notes)
     say_what_is_written(files, output_folder)
     if failed:
         print(f"\n{len(failed)} failed; the same command tries them again:")
-        for job in failed:
-            print(
-                f"  {job.title}" + (f": {job.log}" if job.log.exists() else "")
-            )
+    for command in failed:
+        log = f": {command.log}" if command.log.exists() else ""
+        print(f"  {command.title}{log}")
     return 1 if failed else 0
 
 
 def say_what_is_left_out(
     arguments: argparse.Namespace,
-    tasks: list[Task],
-    corpora: dict[str, Corpus],
+    tasks: Sequence[BenchmarkTask],
+    corpora: Mapping[str, CorpusEntry],
 ) -> list[str]:
     """Name the paper's tasks that have no corpus; UserError if all."""
     if arguments.tasks is not None:
         return []
+    if not tasks:
+        raise UserError(
+            f"{arguments.corpora} names no corpus of a task that is run by "
+            "default; --list shows the tasks, and --tasks=NAME chooses one"
+        )
     absent = [
         task.name
-        for task in TASKS.values()
+        for task in benchmark_tasks().values()
         if task.in_paper and task.corpus not in corpora
     ]
-    if not tasks:
-        raise UserError(f"{arguments.corpora}: no corpus of any task")
     if not absent:
         return []
     note = f"Left out, since the corpus is not there: {', '.join(absent)}."
@@ -142,16 +137,19 @@ def say_what_is_left_out(
 
 def print_commands(plan: Plan) -> None:
     """Print what would be run."""
-    for job in (*plan.preparations, *plan.to_do):
-        print(shlex.join(show(job.command)))
+    for command in (*plan.preparations, *plan.to_do):
+        print(shlex.join(as_typed(command.words)))
     if done := len(plan.runs) - len(plan.to_do):
         print(f"# and {done} runs are done already")
 
 
-def say_what_is_written(files: list[Path], output_folder: Path) -> None:
+def say_what_is_written(files: Sequence[Path], output_folder: Path) -> None:
     """Show the table and name the files."""
     if not files:
-        raise UserError(f"{output_folder} has no results of this command")
+        raise UserError(
+            f"{output_folder} has no results of this command; give the "
+            "--output_folder of an earlier one"
+        )
     table = output_folder / "table.md"
     print(f"\n{table.read_text(encoding='utf-8')}")
     for file in files:
@@ -177,8 +175,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--tasks",
         metavar="NAME,NAME",
-        help="names of --list, or all (default: the paper's seven, as far as "
-        "their corpora are there)",
+        help="names of --list, all, or YAML files of your own (default: the "
+        "paper's seven, as far as their corpora are there)",
     )
     add(
         "--seeds",
@@ -213,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[TASK:]KEY=VALUE",
-        help="a key of the recipes, or of one; may be repeated",
+        help="a key of the YAML files, or of one; may be repeated",
     )
     add(
         "--iemocap_fold",

@@ -5,10 +5,11 @@
     iemocap:
       source: /corpora/IEMOCAP_improvised
       options: [--expected_utterances=0]
-    voxceleb1:
-      manifests: /scratch/manifests/vox # prepared already: needs no source
+    my_corpus:
+      manifests: /scratch/manifests/mine  # prepared already: needs no source
 
-Paths are relative to the file.
+Paths are relative to the file. A corpus that recipes/prepare.py does not know
+may have any name, and needs manifests.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from summarymixing.errors import UserError
 from summarymixing.run.yaml_trees import nearest
 
 # Key of the file -> what recipes/prepare.py calls the corpus.
-CORPORA = {
+PREPARE_NAMES = {
     "librispeech": "librispeech",
     "commonvoice_cy": "commonvoice",
     "commonvoice_eu": "commonvoice",
@@ -34,23 +35,23 @@ CORPORA = {
     "fsdd": "fsdd",
 }
 MANIFESTS = "manifests"
-PARTS = ("source", MANIFESTS, "options")
+KEYS_OF_AN_ENTRY = ("source", MANIFESTS, "options")
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusEntry:
     """One corpus of the file.
 
     Arguments
     ---------
     name : str
-        Key of `CORPORA`.
+        Its key in the file.
     manifests : Path
-        Folder of its manifests.
+        The folder of its manifests.
     source : Path, optional
-        Folder of the corpus; without, the manifests are there already.
+        The folder of the corpus; without, the manifests are there already.
     options : tuple of str
-        For recipes/prepare.py.
+        Options that recipes/prepare.py gets.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Corpus:
     options: tuple[str, ...] = ()
 
 
-def read_corpora(path: Path, default_manifests: Path) -> dict[str, Corpus]:
+def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
     """Read and check the file.
 
     Arguments
@@ -73,7 +74,7 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, Corpus]:
     Returns
     -------
     dict
-        Corpora by name; one UserError that has everything that is wrong.
+        Corpora by name. One UserError names everything that is wrong.
 
     Example
     -------
@@ -88,24 +89,26 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, Corpus]:
     content = _load(path)
     parent = path.resolve().parent
     problems: list[str] = []
-    place = default_manifests
+    root = default_manifests
     if MANIFESTS in content:
         where = content.pop(MANIFESTS)
         if isinstance(where, str):
-            place = parent / Path(where).expanduser()
+            root = parent / Path(where).expanduser()
         else:
             problems.append(f"{MANIFESTS}: not a folder: {where!r}")
     corpora = {}
     for name, value in content.items():
-        if name not in CORPORA:
-            hint = nearest(str(name), [*CORPORA, MANIFESTS])
-            problems.append(f"{name}: no such corpus; {hint}")
-            continue
-        corpus = _read_corpus(name, value, parent, place, problems)
-        if corpus is not None:
-            corpora[name] = corpus
+        parts = value if isinstance(value, Mapping) else {"source": value}
+        problem = _find_problem(str(name), parts)
+        if problem is None:
+            entry = _make_entry(name, parts, parent, root)
+            problem = _find_missing_folder(entry)
+            corpora[name] = entry
+        if problem is not None:
+            problems.append(f"{name}: {problem}")
     if not content:
-        problems.append(f"no corpus in it; one or more of {', '.join(CORPORA)}")
+        known = ", ".join(PREPARE_NAMES)
+        problems.append(f"it names no corpus; name one or more of {known}")
     if problems:
         raise UserError("\n  ".join([f"{path} is not right:", *problems]))
     return corpora
@@ -126,36 +129,17 @@ def _load(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _read_corpus(
-    name: str, value: Any, parent: Path, place: Path, problems: list[str]
-) -> Corpus | None:
-    """Read one entry; what is wrong is added to `problems`."""
-    parts = value if isinstance(value, Mapping) else {"source": value}
-    wrong = _find_problem(parts)
-    if wrong:
-        problems.append(f"{name}: {wrong}")
-        return None
-    manifests = place / name
-    if MANIFESTS in parts:
-        manifests = parent / Path(parts[MANIFESTS]).expanduser()
-    source = None
-    if "source" in parts:
-        source = parent / Path(parts["source"]).expanduser()
-    if source is not None and not source.is_dir():
-        problems.append(f"{name}: there is no folder {source}")
-    if source is None and not any(manifests.glob("*.csv")):
-        problems.append(
-            f"{name}: there are no manifests in {manifests}; give the source "
-            "to have them prepared"
+def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
+    """Return what is wrong with the keys and values of an entry."""
+    if name not in PREPARE_NAMES and MANIFESTS not in parts:
+        return (
+            "recipes/prepare.py does not know this corpus; "
+            f"{nearest(name, [*PREPARE_NAMES, MANIFESTS])} For your own, "
+            "write {manifests: FOLDER}"
         )
-    return Corpus(name, manifests, source, tuple(parts.get("options", ())))
-
-
-def _find_problem(parts: Mapping[Any, Any]) -> str | None:
-    """Return what is wrong with the shape of an entry."""
     for key, value in parts.items():
-        if key not in PARTS:
-            return f"no such key '{key}'; {nearest(str(key), PARTS)}"
+        if key not in KEYS_OF_AN_ENTRY:
+            return f"no such key '{key}'; {nearest(str(key), KEYS_OF_AN_ENTRY)}"
         if key == "options":
             if not isinstance(value, list) or not all(
                 isinstance(option, str) and option.startswith("--")
@@ -166,4 +150,31 @@ def _find_problem(parts: Mapping[Any, Any]) -> str | None:
             return f"not a folder: {value!r}"
     if not {"source", MANIFESTS} & set(parts):
         return "neither a source nor manifests"
+    if "source" in parts and name not in PREPARE_NAMES:
+        return "recipes/prepare.py does not know it; leave its source out"
+    return None
+
+
+def _make_entry(
+    name: str, parts: Mapping[str, Any], parent: Path, root: Path
+) -> CorpusEntry:
+    def absolute(key: str) -> Path:
+        return parent / Path(parts[key]).expanduser()
+
+    return CorpusEntry(
+        name,
+        absolute(MANIFESTS) if MANIFESTS in parts else root / name,
+        absolute("source") if "source" in parts else None,
+        tuple(parts.get("options", ())),
+    )
+
+
+def _find_missing_folder(entry: CorpusEntry) -> str | None:
+    if entry.source is not None and not entry.source.is_dir():
+        return f"there is no folder {entry.source}"
+    if entry.source is None and not any(entry.manifests.glob("*.csv")):
+        return (
+            f"there are no manifests in {entry.manifests}; give the source to "
+            "have them prepared, or run recipes/prepare.py first"
+        )
     return None

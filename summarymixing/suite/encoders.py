@@ -15,26 +15,26 @@ NAME = re.compile(r"\w[\w.+-]*")
 # Folders that stand beside those of the encoders.
 RESERVED = ("manifests", "preparation")
 CONFIGS = ("encoder.json", "config.json")  # ours, Hugging Face's
-CONTENT = (".json", ".safetensors", ".bin", ".pt", ".ckpt")
-LOG_MEL = "log_mel"  # as recipes take it: features without a model
+DIGESTED_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".ckpt")
+LOG_MEL = "log_mel"  # as probes take it: features without a model
 CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderSource:
     """An encoder that is probed.
 
     Arguments
     ---------
     name : str
-        In tables, and of its folder.
+        Its name in tables, and that of its folder.
     source : str
-        What recipes get as --encoder: an absolute folder, a name on the
+        What a probe gets as --encoder: an absolute folder, a name on the
         Hugging Face hub or log_mel.
     random : bool
         Take its architecture with random weights.
     digest : str
-        Of the content of its files. A pre-training run renews its encoder at
+        A fingerprint of its files. A pre-training run renews its encoder at
         every checkpoint: what was measured with an earlier one is not a
         result of this one.
     """
@@ -45,7 +45,7 @@ class Encoder:
     digest: str = ""
 
 
-def read_encoders(words: Sequence[str], *, random: bool) -> list[Encoder]:
+def read_encoders(words: Sequence[str], *, random: bool) -> list[EncoderSource]:
     """Read the values of --encoder.
 
     Arguments
@@ -57,7 +57,7 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[Encoder]:
 
     Returns
     -------
-    list of Encoder
+    list of EncoderSource
         With distinct names. UserError for a folder without an encoder.
     """
     if not words:
@@ -70,7 +70,7 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[Encoder]:
         sources.append(_find(source))
     derived = _name(sources)
     encoders = [
-        Encoder(name or derived[source], source, digest=digest_of(source))
+        EncoderSource(name or derived[source], source, digest=digest_of(source))
         for name, source in zip(names, sources, strict=True)
     ]
     if random:
@@ -136,7 +136,7 @@ def _name(sources: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _check_names(encoders: Sequence[Encoder]) -> None:
+def _check_names(encoders: Sequence[EncoderSource]) -> None:
     for name, count in Counter(e.name for e in encoders).items():
         if count > 1:
             raise UserError(
@@ -145,7 +145,7 @@ def _check_names(encoders: Sequence[Encoder]) -> None:
             )
         if not NAME.fullmatch(name) or name in RESERVED:
             raise UserError(
-                f"'{name}' is no name for an encoder: letters, digits and "
+                f"'{name}' cannot name an encoder: use letters, digits and "
                 f"'_.+-', but not {' or '.join(RESERVED)}"
             )
 
@@ -157,7 +157,7 @@ def digest_of(source: str) -> str:
         return source
     summary = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.iterdir()):
-        if path.suffix not in CONTENT or path.name.startswith("."):
+        if path.suffix not in DIGESTED_SUFFIXES or path.name.startswith("."):
             continue
         summary.update(path.name.encode())
         with path.open("rb") as file:

@@ -8,33 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from summarymixing.files import open_atomically
-from summarymixing.suite.jobs import (
+from summarymixing.suite.commands import (
     LOG_NAME,
     RECORD_NAME,
-    Run,
+    ProbeRun,
     read_record,
     read_tail,
 )
 from summarymixing.suite.results import (
-    Result,
+    RunResult,
     mean_layer_weights,
     read_results,
+    tasks_of,
     write_layer_csv,
     write_long_csv,
 )
 from summarymixing.suite.runner import duration
-from summarymixing.suite.table import Table
-from summarymixing.suite.tasks import TASKS, Task
+from summarymixing.suite.table import LEAD, Table
+from summarymixing.suite.tasks import BenchmarkTask
 
 FIGURE = "layer_weights"
-PAGE = "report.html"
-CURVES = {"loss": "loss", "wer": "WER (%)", "accuracy": "accuracy (%)"}
-CURVES["error_rate"] = "error rate (%)"
 
 
-def write_all(
+def write_outputs(
     output_folder: Path,
-    planned: Sequence[Run] = (),
+    planned: Sequence[ProbeRun] = (),
     notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write the tables, the figure and the page from what is there.
@@ -42,10 +40,11 @@ def write_all(
     Arguments
     ---------
     output_folder : Path
-    planned : sequence of Run
+        The folder of run_all.
+    planned : sequence of ProbeRun
         Runs that belong to the table even before they have begun.
     notes : sequence of str
-        For the page: what else a reader has to know.
+        What else a reader of the page has to know.
 
     Returns
     -------
@@ -66,60 +65,52 @@ def write_all(
     write_long_csv(files[2], results)
     write_layer_csv(files[3], results)
     # Imported late: matplotlib is for those who have something to draw.
-    from summarymixing.html_page import Report, save_figure
+    from summarymixing.html_page import Page, save_figure
 
-    report = Report("MP3S: probes of frozen encoders")
-    weights = mean_layer_weights(results)
-    _add_table(report, table, [*notes, *_count(results)])
-    if weights:
-        figure = _draw_layers(report, weights)
+    page = Page("MP3S: probes of frozen encoders")
+    _add_table(page, table, [*notes, _count(results)])
+    if weights := mean_layer_weights(results):
+        figure = _add_layers(page, weights, tasks_of(results))
         files += save_figure(figure, output_folder / FIGURE)
-    _add_curves(report, results)
-    _add_failures(report, output_folder, results)
-    _add_commands(report, output_folder, results)
-    return [*files, report.write(output_folder / PAGE)]
+    for task in tasks_of(results):
+        _add_curves(page, task, [r for r in results if r.task == task])
+    _add_failures(page, output_folder, results)
+    _add_commands(page, output_folder, results)
+    return [*files, page.write(output_folder / "report.html")]
 
 
-def _count(results: Sequence[Result]) -> list[str]:
+def _count(results: Sequence[RunResult]) -> str:
     """Say how much of the table is there."""
     states = [result.state for result in results]
     counts = {s: states.count(s) for s in ("done", "failed", "missing")}
     shown = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    return [f"Runs: {shown}."]
+    return f"Runs: {shown}."
 
 
-def _add_table(report: Any, table: Table, notes: Sequence[str]) -> None:
-    from summarymixing.html_page import Strong
-
-    report.table(
-        [*table.LEAD, *("\n".join(c.header) for c in table.columns)],
-        [
-            [
-                row.name,
-                row.size,
-                row.seeds,
-                *(
-                    Strong(cell) if index in row.best else cell
-                    for index, cell in enumerate(row.cells)
-                ),
-            ]
-            for row in table.rows()
-        ],
-    )
+def _add_table(page: Any, table: Table, notes: Sequence[str]) -> None:
+    rows = table.rows()
+    bold = [
+        (number, len(LEAD) + column)
+        for number, row in enumerate(rows)
+        for column in row.best
+    ]
+    page.table(table.header(), [[*r.lead, *r.cells] for r in rows], bold)
     for note in (*table.notes(), *notes):
-        report.paragraph(note)
+        page.paragraph(note)
 
 
-def _draw_layers(
-    report: Any, weights: Mapping[str, Mapping[str, Sequence[float]]]
+def _add_layers(
+    page: Any,
+    weights: Mapping[str, Mapping[str, Sequence[float]]],
+    tasks: Sequence[BenchmarkTask],
 ) -> Any:
-    from summarymixing.html_page import draw_layer_panels
+    from summarymixing.html_page import draw_layer_weights
 
-    shown = {task for columns in weights.values() for task in columns}
-    tasks = [t.short for t in TASKS.values() if t.short in shown]
-    figure = draw_layer_panels(weights, tasks)
-    report.heading("Which layers does each task listen to?")
-    report.figure(
+    shown = {title for columns in weights.values() for title in columns}
+    titles = [t.short_title for t in tasks if t.short_title in shown]
+    figure = draw_layer_weights(weights, titles)
+    page.heading("Which layers does each task use?")
+    page.figure(
         figure,
         "Softmax weights of the hidden states, one column a task, averaged "
         "over seeds; layer 0 is the input of the first layer.",
@@ -127,26 +118,27 @@ def _draw_layers(
     return figure
 
 
-def _add_curves(report: Any, results: Sequence[Result]) -> None:
-    """Add the validation of every run, a figure a task."""
+def _add_curves(
+    page: Any, task: BenchmarkTask, results: Sequence[RunResult]
+) -> None:
+    """Add a figure with the validation of every run of a task."""
     from summarymixing.html_page import draw_curves
 
-    for task in dict.fromkeys(result.task for result in results):
-        of_task = {
-            f"{r.encoder}, seed {r.seed}{name}": (r.encoder, log)
-            for r in results
-            if r.task == task
-            for name, log in _read_logs(r.folder).items()
-        }
-        panels = _find_panels(task, [log for _, log in of_task.values()])
-        if panels:
-            report.heading(f"Validation: {task.title}")
-            figure = draw_curves(
-                {name: log for name, (_, log) in of_task.items()},
-                panels,
-                groups={name: group for name, (group, _) in of_task.items()},
-            )
-            report.figure(figure, "After each epoch; a line for each seed.")
+    runs = {
+        f"{r.encoder}, seed {r.seed}{name}": (r.encoder, log)
+        for r in results
+        for name, log in _read_logs(r.folder).items()
+    }
+    logs = {name: log for name, (_, log) in runs.items()}
+    panels = _find_panels(task, list(logs.values()))
+    if panels:
+        page.heading(f"Validation: {task.title}")
+        figure = draw_curves(
+            logs,
+            panels,
+            groups={name: encoder for name, (encoder, _) in runs.items()},
+        )
+        page.figure(figure, "After each epoch; a line for each seed.")
 
 
 def _read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -161,39 +153,42 @@ def _read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _find_panels(
-    task: Task, logs: Sequence[Sequence[Mapping[str, Any]]]
+    task: BenchmarkTask, logs: Sequence[Sequence[Mapping[str, Any]]]
 ) -> dict[str, str]:
-    """Return the numbers of a task that any validation has."""
+    """Return the loss, and the metric or what else selects the epoch."""
     entries = [e for log in logs for e in log if e["stage"] == "valid"]
-    return {
-        key: CURVES[key]
-        for key in task.curves
-        if any(key in entry for entry in entries)
-    }
+    found = {key for entry in entries for key in entry}
+    selected_by = str(task.hparams.tree["select_by"])
+    panels = {"loss": "loss"}
+    if task.metric in found:
+        panels[task.metric] = f"{task.metric_label} (%)"
+    else:
+        panels[selected_by] = selected_by.replace("_", " ")
+    return {key: title for key, title in panels.items() if key in found}
 
 
 def _add_failures(
-    report: Any, output_folder: Path, results: Sequence[Result]
+    page: Any, output_folder: Path, results: Sequence[RunResult]
 ) -> None:
     failed = [result for result in results if result.state == "failed"]
     if not failed:
         return
-    report.heading("What failed")
+    page.heading("What failed")
     for result in failed:
         name = f"{result.encoder}, {result.task.name}, seed {result.seed}"
         log = result.log
         if log.is_relative_to(output_folder):
             log = log.relative_to(output_folder)
-        report.paragraph(f"{name}; the end of {log}:")
-        report.commands([read_tail(result.log)])
+        page.paragraph(f"{name}; the end of {log}:")
+        page.commands([read_tail(result.log)])
 
 
 def _add_commands(
-    report: Any, output_folder: Path, results: Sequence[Result]
+    page: Any, output_folder: Path, results: Sequence[RunResult]
 ) -> None:
     """Add what was run, as it can be run again from the repository."""
-    report.heading("What was run")
-    report.paragraph(
+    page.heading("What was run")
+    page.paragraph(
         "In the folder of the repository. Each run has the output of its "
         f"command beside its results, in {LOG_NAME}."
     )
@@ -207,4 +202,4 @@ def _add_commands(
         spent = duration(record.get("seconds", 0))
         lines.append(f"# {record.get('state')}, {spent}")
         lines.append(shlex.join(record.get("command", [])))
-    report.commands(lines)
+    page.commands(lines)

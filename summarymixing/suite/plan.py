@@ -4,22 +4,65 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from summarymixing.errors import UserError
-from summarymixing.run.hparams_file import HparamsFile
 from summarymixing.run.yaml_trees import nearest
-from summarymixing.suite.corpora import CORPORA, Corpus
-from summarymixing.suite.encoders import Encoder
-from summarymixing.suite.jobs import Job, Run
-from summarymixing.suite.overrides import Override, words_for
-from summarymixing.suite.steps import TORCHRUN
-from summarymixing.suite.tasks import Task
+from summarymixing.suite.command_runner import TORCHRUN
+from summarymixing.suite.commands import Command, ProbeRun
+from summarymixing.suite.corpora import PREPARE_NAMES, CorpusEntry
+from summarymixing.suite.encoders import EncoderSource
+from summarymixing.suite.tasks import BenchmarkTask
 
-PREPARE = "recipes/prepare.py"
-SHOWN_DIFFERENCES = 5
+SHOWN_CONFLICTS = 5
+# Keys of probes that have an option of their own.
+OPTIONS_OF_KEYS = {
+    "encoder": "--encoder",
+    "random_encoder": "--random",
+    "manifests": "--corpora",
+    "output_folder": "--output_folder",
+    "seed": "--seeds",
+    "fold": "--iemocap_fold",
+    "reproduce_mp3s": "--as_mp3s",
+}
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value of `--override`, which probes get.
+
+    Arguments
+    ---------
+    key, value : str
+        The two sides of --key=value.
+    task : str, optional
+        The name of the one task that it is for.
+    """
+
+    key: str
+    value: str
+    task: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Read one value of --override.
+
+        Example
+        -------
+        >>> Override.parse("slurp_lstm:learning_rate=1e-3")
+        Override(key='learning_rate', value='1e-3', task='slurp_lstm')
+        """
+        left, equals, value = text.partition("=")
+        task, colon, key = left.rpartition(":")
+        if not equals or not key:
+            raise UserError(f"--override={text} is not [TASK:]key=value")
+        if key in OPTIONS_OF_KEYS:
+            raise UserError(
+                f"--override={text}: use {OPTIONS_OF_KEYS[key]}, which sets it"
+            )
+        return cls(key, value, task if colon else None)
 
 
 @dataclass(frozen=True)
@@ -29,23 +72,25 @@ class Settings:
     Arguments
     ---------
     repository, output_folder : Path
-        Absolute.
+        Absolute folders.
     num_seeds : int
         Runs of each task and encoder; the first has the seed of its YAML.
     processes : int
-        For each run; beyond one, by torchrun.
-    iemocap_fold : str
-        Number of the speaker that IEMOCAP is tested on, or "all".
+        Processes of each run; more than one are started by torchrun.
+    fold : str
+        What tasks with the key `fold` are tested on: the number of a speaker,
+        or "all".
     as_mp3s : bool
         Reproduce what MP3S does by mistake.
     overrides : tuple of Override
+        Values that differ from the YAML files.
     """
 
     repository: Path
     output_folder: Path
     num_seeds: int = 1
     processes: int = 1
-    iemocap_fold: str = "all"
+    fold: str = "all"
     as_mp3s: bool = False
     overrides: tuple[Override, ...] = ()
 
@@ -56,6 +101,14 @@ class Settings:
             return str(path.relative_to(self.repository))
         return str(path)
 
+    def words_for(self, task: BenchmarkTask) -> list[str]:
+        """Return --key=value for a task; overrides that name it win."""
+        words = ["--reproduce_mp3s=True"] if self.as_mp3s else []
+        general = {o.key: o for o in self.overrides if o.task is None}
+        own = {o.key: o for o in self.overrides if o.task == task.name}
+        chosen = {**general, **own}.values()
+        return [*words, *(f"--{o.key}={o.value}" for o in chosen)]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,139 +116,129 @@ class Plan:
 
     Arguments
     ---------
-    preparations : tuple of Job
+    preparations : tuple of Command
         One for each corpus that a run still needs.
-    runs : tuple of Run
-        All of them, in the order of running.
+    runs : tuple of ProbeRun
+        All runs, in their order.
     """
 
-    preparations: tuple[Job, ...]
-    runs: tuple[Run, ...]
+    preparations: tuple[Command, ...]
+    runs: tuple[ProbeRun, ...]
 
     @property
-    def to_do(self) -> list[Run]:
-        """Return the runs without results."""
+    def to_do(self) -> list[ProbeRun]:
+        """The runs without results."""
         return [run for run in self.runs if not run.is_done()]
 
 
 def make_plan(
     settings: Settings,
-    encoders: Sequence[Encoder],
-    tasks: Sequence[Task],
-    corpora: dict[str, Corpus],
+    encoders: Sequence[EncoderSource],
+    tasks: Sequence[BenchmarkTask],
+    corpora: Mapping[str, CorpusEntry],
 ) -> Plan:
     """Make the commands, and check all that can be checked at once.
 
     Arguments
     ---------
     settings : Settings
-    encoders : sequence of Encoder
-    tasks : sequence of Task
-    corpora : dict
-        Holds the corpora of the tasks.
+        What holds for all runs.
+    encoders : sequence of EncoderSource
+        The encoders to be probed.
+    tasks : sequence of BenchmarkTask
+        The tasks to be learned.
+    corpora : mapping
+        The corpora by name, with those of all tasks among them.
 
     Returns
     -------
     Plan
-        UserError for a recipe that is not there or lacks a key, and for
-        results that another command has made.
+        UserError for a script that is not there, for an override that no
+        task takes, and for results that another command has made.
     """
-    recipes = {task: _read_recipe(task, settings) for task in tasks}
-    material = {
-        task: _describe_material(recipe, corpora[task.corpus])
-        for task, recipe in recipes.items()
-    }
+    _check_overrides(settings, tasks)
+    for task in tasks:
+        if not (settings.repository / task.script).is_file():
+            raise UserError(
+                f"{task.name}: there is no {task.script}, which its file "
+                "names under table: script"
+            )
     runs = tuple(
-        _make_run(
-            settings,
-            encoder,
-            task,
-            int(recipes[task].tree["seed"]) + number,
-            corpora[task.corpus],
-            material[task],
-        )
+        _make_run(settings, encoder, task, number, corpora[task.corpus])
         # Seeds last: the table is full, if without deviations, early on.
         for number in range(settings.num_seeds)
         for task in tasks
         for encoder in encoders
     )
-    _refuse_other_commands(runs, settings)
+    _refuse_conflicts(runs, settings)
     needed = dict.fromkeys(run.corpus for run in runs if not run.is_done())
-    return Plan(tuple(_prepare(settings, corpora, needed)), runs)
+    entries = [corpora[name] for name in needed]
+    return Plan(tuple(_prepare(settings, entries)), runs)
 
 
-def _read_recipe(task: Task, settings: Settings) -> HparamsFile:
-    """Read a recipe file, and see that keys are there."""
-    if not (settings.repository / task.recipe).is_file():
-        raise UserError(f"{task.name}: there is no {task.recipe}")
-    recipe = HparamsFile.read(settings.repository / task.yaml)
-    words = _free_words(settings, task)
-    if words:
+def _check_overrides(
+    settings: Settings, tasks: Sequence[BenchmarkTask]
+) -> None:
+    """Raise a UserError for a value that no chosen task takes."""
+    names = [task.name for task in tasks]
+    for override in settings.overrides:
+        if override.task not in (None, *names):
+            raise UserError(
+                f"--override={override.task}:{override.key}=...: "
+                f"'{override.task}' is not among the chosen tasks; "
+                + nearest(str(override.task), names)
+            )
+    for task in tasks:
+        words = settings.words_for(task)
+        if not words:
+            continue
         # Imported late: SpeechBrain takes seconds to import.
         from summarymixing.run.launch import RUN_OPTIONS
 
         for word in words:
             key = word.removeprefix("--").partition("=")[0]
-            if key not in recipe.tree and key not in RUN_OPTIONS:
+            if key not in task.hparams.tree and key not in RUN_OPTIONS:
                 raise UserError(
-                    f"{word}: not a key of {task.yaml}; "
-                    + nearest(key, recipe.tree)
+                    f"{word}: not a key of {task.hparams.path}; "
+                    + nearest(key, task.hparams.tree)
                 )
-    return recipe
-
-
-def _free_words(settings: Settings, task: Task) -> list[str]:
-    """Return the words that depend on what the user asks for."""
-    words = ["--reproduce_mp3s=True"] if settings.as_mp3s else []
-    return [*words, *words_for(task, settings.overrides)]
 
 
 def _make_run(
     settings: Settings,
-    encoder: Encoder,
-    task: Task,
-    seed: int,
-    corpus: Corpus,
-    material: dict[str, str],
-) -> Run:
+    encoder: EncoderSource,
+    task: BenchmarkTask,
+    number: int,
+    corpus: CorpusEntry,
+) -> ProbeRun:
+    tree = task.hparams.tree
+    seed = int(tree["seed"]) + number
     folder = settings.output_folder / encoder.name / task.name / f"seed_{seed}"
     source = Path(encoder.source)
-    command = [
+    words = [
         *_launcher(settings.processes),
-        task.recipe,
-        task.yaml,
+        task.script,
+        settings.path(task.hparams.path),
         f"--encoder={settings.path(source) if source.is_dir() else source}",
         f"--manifests={settings.path(corpus.manifests)}",
         f"--output_folder={settings.path(folder)}",
         f"--seed={seed}",
     ]
     if encoder.random:
-        command.append("--random_encoder=True")
-    if task.corpus == "iemocap":
-        command.append(f"--fold={settings.iemocap_fold}")
-    command += _free_words(settings, task)
-    command.append("--noprogressbar")  # the output goes to a file
-    return Run(
-        folder,
-        tuple(command),
-        task.corpus,
-        encoder,
-        task,
-        seed,
-        material,
-    )
-
-
-def _describe_material(recipe: HparamsFile, corpus: Corpus) -> dict[str, str]:
-    """Return what makes results others, and is not in the command."""
-    text = recipe.as_text()
-    source = "prepared" if corpus.source is None else str(corpus.source)
-    return {
-        "corpus": " ".join([source, *corpus.options]),
-        "recipe file": hashlib.blake2b(
-            text.encode(), digest_size=8
-        ).hexdigest(),
+        words.append("--random_encoder=True")
+    if "fold" in tree:
+        words.append(f"--fold={settings.fold}")
+    words += settings.words_for(task)
+    words.append("--noprogressbar")  # the output goes to a file
+    made_from = "manifests" if corpus.source is None else str(corpus.source)
+    text = task.hparams.as_text().encode()
+    provenance = {
+        "corpus": " ".join([made_from, *corpus.options]),
+        "YAML file": hashlib.blake2b(text, digest_size=8).hexdigest(),
     }
+    return ProbeRun(
+        folder, tuple(words), task.corpus, encoder, task, seed, provenance
+    )
 
 
 def _launcher(processes: int) -> list[str]:
@@ -205,38 +248,38 @@ def _launcher(processes: int) -> list[str]:
 
 
 def _prepare(
-    settings: Settings, corpora: dict[str, Corpus], needed: dict[str, None]
-) -> Iterator[Job]:
+    settings: Settings, corpora: Sequence[CorpusEntry]
+) -> Iterator[Command]:
     """Yield the preparations; one that is finished does nothing."""
-    for name in needed:
-        corpus = corpora[name]
+    for corpus in corpora:
         if corpus.source is None:
             continue
-        command = (
+        words = (
             sys.executable,
-            PREPARE,
-            CORPORA[name],
+            "recipes/prepare.py",
+            PREPARE_NAMES[corpus.name],
             settings.path(corpus.source),
             settings.path(corpus.manifests),
             *corpus.options,
         )
-        yield Job(settings.output_folder / "preparation" / name, command, name)
+        folder = settings.output_folder / "preparation" / corpus.name
+        yield Command(folder, words, corpus.name)
 
 
-def _refuse_other_commands(runs: Sequence[Run], settings: Settings) -> None:
+def _refuse_conflicts(runs: Sequence[ProbeRun], settings: Settings) -> None:
     """Raise a UserError where a folder belongs to another command."""
-    differences = [
-        f"{settings.path(run.folder)}: {difference}"
+    conflicts = [
+        f"{settings.path(run.folder)}: {conflict}"
         for run in runs
-        if (difference := run.difference()) is not None
+        if (conflict := run.conflict_with_earlier()) is not None
     ]
-    if differences:
-        shown = differences[:SHOWN_DIFFERENCES]
-        if len(differences) > len(shown):
-            shown.append(f"and {len(differences) - len(shown)} more")
+    if conflicts:
+        shown = conflicts[:SHOWN_CONFLICTS]
+        if len(conflicts) > len(shown):
+            shown.append(f"and {len(conflicts) - len(shown)} more")
         raise UserError(
             "\n  ".join(["these runs were made with other commands:", *shown])
-            + "\nRepeat the command of then, or give another --output_folder "
+            + "\nRepeat the earlier command, or give another --output_folder "
             "or name (--encoder=NAME=FOLDER), or remove these folders to have "
             "them run again."
         )

@@ -5,44 +5,50 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from summarymixing.files import open_atomically
-from summarymixing.suite.jobs import (
+from summarymixing.suite.commands import (
     LOG_NAME,
     RECORD_NAME,
-    Run,
+    ProbeRun,
     read_metrics,
     read_record,
 )
-from summarymixing.suite.tasks import TASKS, Task
+from summarymixing.suite.tasks import (
+    BenchmarkTask,
+    benchmark_tasks,
+    read_task,
+)
 
 NOT_METRICS = ("epoch", "update")  # of the checkpoint that was tested
-COLUMNS = ("encoder", "task", "split", "metric", "seed", "value", "state")
-LAYER_COLUMNS = ("encoder", "task", "seed", "layer", "weight")
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One run: what it found, or that it has not.
 
     Arguments
     ---------
     encoder : str
-        Name.
-    task : Task
+        The name of the encoder.
+    task : BenchmarkTask
+        The task; `as_miniature` where the corpus was one.
     seed : int
+        The seed of the run.
     folder : Path
+        The output folder of the run.
     record : mapping
-        As `read_record` returns it.
+        What `read_record` returns.
     metrics : mapping, optional
-        As `read_metrics` returns it.
+        What `read_metrics` returns.
     """
 
     encoder: str
-    task: Task
+    task: BenchmarkTask
     seed: int
     folder: Path
     record: Mapping[str, Any]
@@ -57,27 +63,31 @@ class Result:
 
     @property
     def log(self) -> Path:
-        """Return the log that tells why it failed."""
+        """The log that tells why it failed."""
         return Path(self.record.get("log", self.folder / LOG_NAME))
 
-    def value(self, split: str, metric: str) -> float | None:
-        """Return a number of a test; None where it is not there."""
-        return dict(self._numbers()).get((split, metric))
-
-    def numbers(self) -> list[tuple[tuple[str, str], float]]:
-        """Return ((split, metric), value) of all tests and the validation."""
-        return list(self._numbers())
-
-    def _numbers(self) -> Iterator[tuple[tuple[str, str], float]]:
+    def splits(self) -> dict[str, Mapping[str, Any]]:
+        """Return the metrics of the validation and of all tests, by split."""
         metrics = self.metrics or {}
-        groups = {
-            self.task.valid_split: metrics.get("valid", {}),
-            **metrics.get("splits", {}),
-        }
-        for split, numbers in groups.items():
-            for metric, value in numbers.items():
+        valid = {self.task.valid_split: metrics.get("valid", {})}
+        return {**valid, **metrics.get("splits", {})}
+
+    def value(self, split: str, metric: str) -> float | None:
+        """Return one metric; None where it is not there."""
+        found = {(s, m): value for s, m, value in self.values()}
+        return found.get((split, metric))
+
+    def interval(self, split: str, metric: str) -> Interval | None:
+        """Return the 95 % interval of a metric; None where it is not there."""
+        value = self.splits().get(split, {}).get(f"{metric}_interval")
+        return tuple(value) if isinstance(value, list) else None
+
+    def values(self) -> Iterator[tuple[str, str, float]]:
+        """Yield split, metric and value of all that was measured."""
+        for split, metrics in self.splits().items():
+            for metric, value in metrics.items():
                 if metric not in NOT_METRICS and _is_number(value):
-                    yield (split, metric), float(value)
+                    yield split, metric, float(value)
 
     def layer_weights(self) -> list[float]:
         """Return the L + 1 weights; empty where the run is not done."""
@@ -94,34 +104,44 @@ def _is_number(value: Any) -> bool:
 
 
 def read_results(
-    output_folder: Path, planned: Sequence[Run] = ()
-) -> list[Result]:
+    output_folder: Path, planned: Sequence[ProbeRun] = ()
+) -> list[RunResult]:
     """Read all runs: those planned, then what earlier commands have left.
 
     Arguments
     ---------
     output_folder : Path
-    planned : sequence of Run
-        Their encoders come first.
+        The folder of run_all.
+    planned : sequence of ProbeRun
+        The runs of this command; their encoders come first.
 
     Returns
     -------
-    list of Result
+    list of RunResult
         Encoders in the order of the plan, then of their first run; tasks in
         the order of the table; seeds ascending.
     """
+    tasks = {
+        **benchmark_tasks(),
+        **{run.task.name: run.task for run in planned},
+    }
     found = {
         run.folder: (run.encoder.name, run.task, run.seed) for run in planned
     }
-    for path in output_folder.glob(f"*/*/seed_*/{RECORD_NAME}"):
+    for path in sorted(output_folder.glob(f"*/*/seed_*/{RECORD_NAME}")):
         record = read_record(path.parent)
-        if record.get("task") in TASKS:
-            key = record["encoder"], TASKS[record["task"]], record["seed"]
+        name, file = str(record.get("task")), Path(record.get("file", ""))
+        if name not in tasks and file.is_file():
+            tasks[name] = read_task(file)  # the user's own
+        if name in tasks:
+            key = record["encoder"], tasks[name], record["seed"]
             found.setdefault(path.parent, key)
-    results = [
-        Result(*key, folder, read_record(folder), read_metrics(folder))
-        for folder, key in found.items()
-    ]
+    results = _name_miniatures(
+        [
+            RunResult(*key, folder, read_record(folder), read_metrics(folder))
+            for folder, key in found.items()
+        ]
+    )
     first_start: dict[str, str] = {}
     for result in results:
         start = result.record.get("started", "9")  # none: after all others
@@ -132,18 +152,48 @@ def read_results(
         set(first_start) - set(encoders),
         key=lambda name: (first_start[name], name),
     )
-    tasks = list(TASKS.values())
+    names = list(tasks)
     return sorted(
         results,
         key=lambda r: (
             encoders.index(r.encoder),
-            tasks.index(r.task),
+            names.index(r.task.name),
             r.seed,
         ),
     )
 
 
-def write_long_csv(path: Path, results: Sequence[Result]) -> None:
+def _name_miniatures(results: Sequence[RunResult]) -> list[RunResult]:
+    """Call every task a miniature that was measured on one.
+
+    A run that measured nothing goes with the others of its task.
+    """
+    names = {
+        r.task.name for r in results if r.metrics and r.metrics.get("miniature")
+    }
+
+    def is_miniature(result: RunResult) -> bool:
+        if result.metrics is None:
+            return result.task.name in names
+        return bool(result.metrics.get("miniature"))
+
+    return [
+        replace(r, task=r.task.as_miniature()) if is_miniature(r) else r
+        for r in results
+    ]
+
+
+def tasks_of(results: Sequence[RunResult]) -> list[BenchmarkTask]:
+    """Return the tasks of results, in the order of the table."""
+    names = list(benchmark_tasks())
+    present = dict.fromkeys(result.task for result in results)
+    return sorted(
+        present,
+        key=lambda t: names.index(t.name) if t.name in names else len(names),
+    )
+
+
+def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write every number, one in a line, as pandas likes it.
 
     A run without results has one line, without split, metric and value.
@@ -151,44 +201,45 @@ def write_long_csv(path: Path, results: Sequence[Result]) -> None:
     Arguments
     ---------
     path : Path
-    results : sequence of Result
+        The file to write.
+    results : sequence of RunResult
+        The runs, in the order of the lines.
     """
+    lead = ("encoder", "corpus", "task", "seed", "state")
     with open_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow([*lead, "split", "metric", "value", "low", "high"])
         for r in results:
-            head = r.encoder, r.task.name
-            for (split, metric), value in r.numbers():
-                writer.writerow([*head, split, metric, r.seed, value, r.state])
+            about = (r.encoder, r.task.corpus, r.task.name, r.seed, r.state)
+            for split, metric, value in r.values():
+                interval = r.interval(split, metric) or ("", "")
+                writer.writerow([*about, split, metric, value, *interval])
             if r.metrics is None:
-                writer.writerow([*head, "", "", r.seed, "", r.state])
+                writer.writerow([*about, "", "", "", "", ""])
 
 
-def write_layer_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write the layer weights, one in a line.
-
-    Arguments
-    ---------
-    path : Path
-    results : sequence of Result
-    """
+def write_layer_csv(path: Path, results: Sequence[RunResult]) -> None:
+    """Write the layer weights, one in a line; arguments as above."""
     with open_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(LAYER_COLUMNS)
+        writer.writerow(
+            ["encoder", "corpus", "task", "seed", "layer", "weight"]
+        )
         for r in results:
+            about = (r.encoder, r.task.corpus, r.task.name, r.seed)
             for layer, weight in enumerate(r.layer_weights()):
-                writer.writerow([r.encoder, r.task.name, r.seed, layer, weight])
+                writer.writerow([*about, layer, weight])
 
 
 def mean_layer_weights(
-    results: Sequence[Result],
+    results: Sequence[RunResult],
 ) -> dict[str, dict[str, list[float]]]:
     """Average the layer weights over seeds.
 
     Returns
     -------
     dict
-        Encoder -> short name of the task -> L + 1 weights; only what is
+        Encoder -> short title of the task -> L + 1 weights; only what is
         there, and no features that have no layers to choose from.
     """
     groups: dict[str, dict[str, list[list[float]]]] = {}
@@ -196,7 +247,7 @@ def mean_layer_weights(
         weights = result.layer_weights()
         if len(weights) > 1:
             tasks = groups.setdefault(result.encoder, {})
-            tasks.setdefault(result.task.short, []).append(weights)
+            tasks.setdefault(result.task.short_title, []).append(weights)
     return {
         encoder: {
             task: [sum(layer) / len(runs) for layer in zip(*runs, strict=True)]

@@ -13,39 +13,44 @@ from summarymixing.errors import (
     STOPPED_NAME,
     STOPPED_STATUS,
 )
-from summarymixing.suite.jobs import Job, read_tail
+from summarymixing.suite.command_runner import (
+    CommandRunner,
+    Interrupted,
+    as_typed,
+)
+from summarymixing.suite.commands import Command, read_tail
 from summarymixing.suite.plan import Plan
-from summarymixing.suite.steps import Interrupted, Steps, show
 
 # How a run ended, in its record.
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 
 
-def run_plan(plan: Plan, steps: Steps) -> list[Job]:
+def run_plan(plan: Plan, runner: CommandRunner) -> list[Command]:
     """Prepare what is missing and run what is not done.
 
     Arguments
     ---------
     plan : Plan
-    steps : Steps
-        In use as a context, so that signals reach what runs.
+        The commands, and what of them is done.
+    runner : CommandRunner
+        It is in use as a context, so that signals reach what runs.
 
     Returns
     -------
-    list of Job
+    list of Command
         What failed. `Interrupted` if a signal came, or if a run was asked
         to stop by someone else.
     """
     to_do = plan.to_do
     if len(to_do) < len(plan.runs):
         print(f"{len(plan.runs) - len(to_do)} runs are done already.")
-    failed: list[Job] = []
-    unprepared: dict[str, Job] = {}
-    for job in plan.preparations:
-        print(f"{job.title}: ", end="", flush=True)
-        if not _run(job, steps):
-            failed.append(job)
-            unprepared[job.corpus] = job
+    failed: list[Command] = []
+    unprepared: dict[str, Command] = {}
+    for command in plan.preparations:
+        print(f"{command.title}: ", end="", flush=True)
+        if not _run(command, runner):
+            failed.append(command)
+            unprepared[command.corpus] = command
     progress = _Progress(len(to_do))
     for run in to_do:
         print(f"{progress.next()} {run.title}: ", end="", flush=True)
@@ -56,7 +61,7 @@ def run_plan(plan: Plan, steps: Steps) -> list[Job]:
             failed.append(run)
             progress.skip()
             continue
-        if not _run(run, steps, progress):
+        if not _run(run, runner, progress):
             failed.append(run)
     return failed
 
@@ -84,47 +89,57 @@ class _Progress:
         return f"{duration(elapsed)} so far, about {duration(left)} left"
 
 
-def _run(job: Job, steps: Steps, progress: _Progress | None = None) -> bool:
-    """Run one job, say how it ended and return whether it went well."""
-    with _record(job) as record:
-        if obstacle := job.obstacle():
+def _run(
+    command: Command,
+    runner: CommandRunner,
+    progress: _Progress | None = None,
+) -> bool:
+    """Run one command, say how it ended and return whether it went well."""
+    with _record(command) as record:
+        if reason := command.reason_not_to_run():
             record["state"] = FAILED
-            print(f"FAILED: {obstacle}", flush=True)
+            print(f"FAILED: {reason}", flush=True)
             return False
-        note = job.folder / STOPPED_NAME
+        note = command.folder / STOPPED_NAME
         note.unlink(missing_ok=True)
-        step = steps.run(job.title, job.command, job.log)
-        record["status"] = step.status
-        wrong = f"status {step.status}" if step.status else job.lacks()
+        ended = runner.run(command.title, command.words, command.log)
+        record["status"] = ended.status
+        wrong = (
+            f"status {ended.status}"
+            if ended.status
+            else command.missing_output()
+        )
         record["state"] = FAILED if wrong else DONE
-        if step.status in (STOPPED_STATUS, INTERRUPTED_STATUS):
+        if ended.status in (STOPPED_STATUS, INTERRUPTED_STATUS):
             # By someone else than us, for example by a scheduler.
-            raise Interrupted(step.status)
-        if step.status and note.exists():
+            raise Interrupted(ended.status)
+        if ended.status and note.exists():
             raise Interrupted(STOPPED_STATUS)  # which torchrun hides
     rest = f"; {progress}" if progress else ""
     if wrong is None:
-        print(f"done in {duration(step.seconds)}{rest}", flush=True)
+        print(f"done in {duration(ended.seconds)}{rest}", flush=True)
         return True
-    print(f"FAILED after {duration(step.seconds)}, {wrong}{rest}")
-    print(f"  the end of {job.log}:")
+    print(f"FAILED after {duration(ended.seconds)}, {wrong}{rest}")
+    print(f"  the end of {command.log}:")
     print(
-        "\n".join(f"  | {line}" for line in read_tail(job.log).splitlines()),
+        "\n".join(
+            f"  | {line}" for line in read_tail(command.log).splitlines()
+        ),
         flush=True,
     )
     return False
 
 
 @contextmanager
-def _record(job: Job) -> Iterator[dict[str, object]]:
-    """Write the record before a job, and again when it has ended."""
+def _record(command: Command) -> Iterator[dict[str, object]]:
+    """Write the record before a command, and again when it has ended."""
     outcome: dict[str, object] = {
         "state": RUNNING,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
     }
-    job.write_record(**outcome)
-    with job.log.open("a", encoding="utf-8") as log:
-        log.write(f"$ {shlex.join(show(job.command))}\n")
+    command.write_record(**outcome)
+    with command.log.open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(as_typed(command.words))}\n")
     start = time.monotonic()
     try:
         yield outcome
@@ -134,7 +149,7 @@ def _record(job: Job) -> Iterator[dict[str, object]]:
         raise
     finally:
         outcome["seconds"] = round(time.monotonic() - start, 1)
-        job.write_record(**outcome)
+        command.write_record(**outcome)
 
 
 def duration(seconds: float) -> str:

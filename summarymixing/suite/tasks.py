@@ -1,219 +1,180 @@
-"""The MP3S tasks: where each is run, and which of its numbers counts."""
+"""The probes that run_all knows: each is a YAML file, and a column or two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
 from summarymixing.errors import UserError
+from summarymixing.run.hparams_file import HPARAMS_FOLDER, HparamsFile
 from summarymixing.run.yaml_trees import nearest
 
-ASR = "recipes/mp3s/asr.py"
-CLASSIFICATION = "recipes/mp3s/classification.py"
-VERIFICATION = "recipes/mp3s/verification.py"
+# Table 2 of the paper: task and test split of each column.
+PAPER_COLUMNS = (
+    ("librispeech_lstm", "test-other"),
+    ("librispeech_contextnet", "test-other"),
+    ("commonvoice_cy_lstm", "dev"),
+    ("commonvoice_cy_lstm", "test"),
+    ("commonvoice_eu_lstm", "dev"),
+    ("commonvoice_eu_lstm", "test"),
+    ("slurp_lstm", "test"),
+    ("iemocap_ecapa", "utterances"),
+    ("voxceleb1_ecapa", "test"),
+)
+PAPER_TASKS = list(dict.fromkeys(name for name, _ in PAPER_COLUMNS))
 
 
 @dataclass(frozen=True)
-class Metric:
-    """The number that a task is judged by, in percent.
-
-    Arguments
-    ---------
-    key : str
-        In metrics.json.
-    label : str
-        In tables.
-    lower_is_better : bool
-    """
-
-    key: str
-    label: str
-    lower_is_better: bool
-
-    @property
-    def title(self) -> str:
-        """Return the label with the direction of the better."""
-        return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
-
-
-WER = Metric("wer", "WER", lower_is_better=True)
-ACCURACY = Metric("accuracy", "Acc.", lower_is_better=False)
-EER = Metric("eer", "EER", lower_is_better=True)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A corpus with a head.
+class BenchmarkTask:
+    """A corpus with a head, as a YAML file describes it.
 
     Arguments
     ---------
     name : str
-        Of the file in hparams/mp3s/.
-    recipe : str
-        Script, relative to the repository.
-    corpus : str
-        Key of the corpora file.
-    title : str
-        Corpus and head, in tables.
-    short : str
-        The same, under the columns of a figure.
-    metric : Metric
+        The name of the file, without its suffix.
+    hparams : HparamsFile
+        The file, joined with its bases.
+    test_splits : tuple of str
+        All splits that are tested.
+    corpus, title, short_title, metric, metric_label, higher_is_better, script
+        What the file says under `table`; see hparams/shared/probe.yaml.
     splits : tuple of str
-        Test splits in the table; all others stand in the CSV files.
-    curves : tuple of str
-        Numbers of the validation that are worth a curve.
-    valid_split : str
-        What the validation set is called in results.csv.
-    in_paper : bool
-        Whether it is a column of the paper's table 2.
-    in_mp3s : bool
-        Whether "all" means it, too.
+        The test splits that the table shows.
+    is_miniature : bool
+        Whether the corpus is a miniature of the one it is named after.
     """
 
     name: str
-    recipe: str
+    hparams: HparamsFile = field(compare=False, repr=False)
+    test_splits: tuple[str, ...]
     corpus: str
     title: str
-    short: str
-    metric: Metric
-    splits: tuple[str, ...] = ("test",)
-    curves: tuple[str, ...] = ("loss", "wer")
-    valid_split: str = "valid"
-    in_paper: bool = False
-    in_mp3s: bool = True
+    short_title: str
+    splits: tuple[str, ...]
+    metric: str
+    metric_label: str
+    higher_is_better: bool
+    script: str
+    is_miniature: bool = False
+
+    def as_miniature(self) -> BenchmarkTask:
+        """Return the task on a miniature, which no table mixes with this."""
+        return replace(
+            self,
+            corpus=f"miniature {self.corpus}",
+            title=f"miniature {self.title}",
+            short_title=f"miniature {self.short_title}",
+            is_miniature=True,
+        )
 
     @property
-    def yaml(self) -> str:
-        """Return the recipe file, relative to the repository."""
-        return f"hparams/mp3s/{self.name}.yaml"
+    def in_paper(self) -> bool:
+        """Whether it is a column of the paper's table 2."""
+        return self.name in PAPER_TASKS
+
+    @property
+    def valid_split(self) -> str:
+        """The validation split's name, unless it is that of a test split."""
+        name = str(self.hparams.tree["valid_split"])
+        return "valid" if name in self.test_splits else name
+
+    @property
+    def metric_title(self) -> str:
+        """The label of the metric, with an arrow to where it is better."""
+        return f"{self.metric_label} {'↑' if self.higher_is_better else '↓'}"
 
 
-def _librispeech(head: str, title: str) -> Task:
-    return Task(
-        name=f"librispeech_{head}",
-        recipe=ASR,
-        corpus="librispeech",
-        title=f"LibriSpeech {title}",
-        short=f"LS {title}",
-        metric=WER,
-        splits=("test-other",),
-        valid_split="dev-clean",
-        in_paper=True,
-    )
+@cache
+def benchmark_tasks() -> dict[str, BenchmarkTask]:
+    """Read the tasks of hparams/mp3s.
+
+    Returns
+    -------
+    dict
+        Tasks by name in the order of the table: the corpora of the paper,
+        the second heads of each behind the paper's own, then the others.
+    """
+    paths = (HPARAMS_FOLDER / "mp3s").glob("*.yaml")
+    files = [HparamsFile.read(path) for path in paths]
+    tasks = [_describe(f) for f in files if f.tree["table"]["corpus"]]
+    ranks = {name: rank for rank, name in enumerate(PAPER_TASKS)}
+    corpora = {t.corpus: ranks[t.name] for t in tasks if t.in_paper}
+    last = len(ranks)
+
+    def place(task: BenchmarkTask) -> tuple[int, int, str]:
+        corpus = corpora.get(task.corpus, last)
+        return corpus, ranks.get(task.name, last), task.title
+
+    return {task.name: task for task in sorted(tasks, key=place)}
 
 
-def _commonvoice(code: str, language: str, head: str) -> Task:
-    title = "LSTM" if head == "lstm" else head
-    return Task(
-        name=f"commonvoice_{code}_{head}",
-        recipe=ASR,
-        corpus=f"commonvoice_{code}",
-        title=f"{language} {title}",
-        short=f"{language} {title}",
-        metric=WER,
-        splits=("dev", "test"),
-        in_paper=head == "lstm",
-    )
+def read_task(path: Path) -> BenchmarkTask:
+    """Read a YAML file; UserError unless run_all can put it in its table.
+
+    Arguments
+    ---------
+    path : Path
+        One of hparams/mp3s, or the user's own.
+    """
+    hparams = HparamsFile.read(path)
+    if "table" not in hparams.tree:
+        raise UserError(
+            f"{path} is not a probe: it has no key 'table'. Let it begin with "
+            f"'base: {HPARAMS_FOLDER}/shared/probe.yaml'"
+        )
+    if not hparams.tree["table"]["corpus"]:
+        raise UserError(
+            f"{path} names no corpus; add 'table: {{corpus: NAME}}', where "
+            "NAME stands in the corpora file"
+        )
+    task = _describe(hparams)
+    for other in benchmark_tasks().values():
+        if path.resolve() == other.hparams.path.resolve():
+            return other
+        for what in ("name", "title"):
+            if getattr(task, what) == getattr(other, what):
+                raise UserError(
+                    f"{path} has the {what} of {other.hparams.path}, "
+                    f"{getattr(task, what)!r}; give it another one: rename "
+                    "the file, or add 'table: {title: ...}'"
+                )
+    return task
 
 
-def _slurp(head: str, title: str) -> Task:
-    return Task(
-        name=f"slurp_{head}",
-        recipe=CLASSIFICATION,
-        corpus="slurp",
-        title=f"SLURP {title}",
-        short=f"SLURP {title}",
-        metric=ACCURACY,
-        curves=("loss", "accuracy"),
-        in_paper=head == "lstm",
-    )
+def _describe(hparams: HparamsFile) -> BenchmarkTask:
+    tree, name = hparams.tree, hparams.path.stem
+    table = tree["table"]
+    title = table["title"] or name
+    about = {
+        **table,
+        "title": title,
+        "short_title": table["short_title"] or title,
+        "splits": tuple(table["splits"] or tree["test_splits"]),
+    }
+    return BenchmarkTask(name, hparams, tuple(tree["test_splits"]), **about)
 
 
-def _iemocap(head: str, title: str) -> Task:
-    return Task(
-        name=f"iemocap_{head}",
-        recipe=CLASSIFICATION,
-        corpus="iemocap",
-        title=f"IEMOCAP {title}",
-        short=f"IEMOCAP {title}",
-        metric=ACCURACY,
-        splits=("utterances",),
-        curves=("loss", "accuracy"),
-        in_paper=head == "ecapa",
-    )
-
-
-def _voxceleb1(head: str, title: str) -> Task:
-    return Task(
-        name=f"voxceleb1_{head}",
-        recipe=VERIFICATION,
-        corpus="voxceleb1",
-        title=f"VoxCeleb1 {title}",
-        short=f"Vox1 {title}",
-        metric=EER,
-        curves=("loss", "error_rate"),
-        in_paper=head == "ecapa",
-    )
-
-
-# In the order of the paper's columns; a second head behind the paper's.
-TASKS = {
-    task.name: task
-    for task in (
-        _librispeech("lstm", "LSTM"),
-        _librispeech("contextnet", "ContextNet"),
-        _commonvoice("cy", "Welsh", "lstm"),
-        _commonvoice("cy", "Welsh", "linear"),
-        _commonvoice("eu", "Basque", "lstm"),
-        _commonvoice("eu", "Basque", "linear"),
-        _slurp("lstm", "LSTM"),
-        _slurp("linear", "linear"),
-        _iemocap("ecapa", "ECAPA"),
-        _iemocap("linear", "linear"),
-        _voxceleb1("ecapa", "ECAPA"),
-        _voxceleb1("xvector", "x-vector"),
-        Task(
-            name="fsdd_linear",
-            recipe=CLASSIFICATION,
-            corpus="fsdd",
-            title="Digits linear",
-            short="Digits",
-            metric=ACCURACY,
-            curves=("loss", "accuracy"),
-            in_mp3s=False,
-        ),
-        Task(
-            name="fsdd_ecapa",
-            recipe=VERIFICATION,
-            corpus="fsdd",
-            title="Digits' speakers ECAPA",
-            short="Speakers",
-            metric=EER,
-            splits=("speakers_test",),
-            curves=("loss", "error_rate"),
-            valid_split="speakers_valid",
-            in_mp3s=False,
-        ),
-    )
-}
-
-
-def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
+def choose_tasks(
+    text: str | None, corpora: Iterable[str]
+) -> list[BenchmarkTask]:
     """Return the tasks that were asked for, in the order of the table.
 
     Arguments
     ---------
     text : str, optional
-        Names with commas between, or "all" of MP3S. Without: the paper's
-        tasks, and those of corpora beside MP3S, as far as they are there.
+        Names and YAML files with commas between, or "all" of MP3S. Without:
+        the paper's tasks, and those of corpora beside MP3S, as far as their
+        corpora are there.
     corpora : iterable of str
-        Corpora that are there.
+        Names of the corpora that are there.
 
     Returns
     -------
-    list of Task
-        UserError for an unknown name, and for a task that was asked for by
-        name and whose corpus is not there.
+    list of BenchmarkTask
+        The user's own files come last. UserError for an unknown name, and
+        for a task that was asked for and whose corpus is not there.
 
     Example
     -------
@@ -221,24 +182,33 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
     ['librispeech_lstm', 'librispeech_contextnet', 'slurp_lstm']
     """
     corpora = list(corpora)
+    known = benchmark_tasks()
+    of_paper = {task.corpus for task in known.values() if task.in_paper}
     if text is None:
         return [
             task
-            for task in TASKS.values()
-            if (task.in_paper or not task.in_mp3s) and task.corpus in corpora
+            for task in known.values()
+            if (task.in_paper or task.corpus not in of_paper)
+            and task.corpus in corpora
         ]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
-        names = [task.name for task in TASKS.values() if task.in_mp3s]
+        names = [t.name for t in known.values() if t.corpus in of_paper]
+    asked = {}
     for name in names:
-        if name not in TASKS:
+        if name in known:
+            asked[name] = known[name]
+        elif name.endswith(".yaml"):
+            task = read_task(Path(name))
+            asked[task.name] = task
+        else:
             raise UserError(
-                f"--tasks: no task '{name}'; {nearest(name, TASKS)}"
+                f"--tasks: no task '{name}'; {nearest(name, known)} A task of "
+                "your own is named by its file, PATH/NAME.yaml"
             )
-    chosen = [task for task in TASKS.values() if task.name in names]
-    if not chosen:
+    if not asked:
         raise UserError("--tasks names no task; --list shows them")
-    absent = {t.corpus: t.name for t in chosen if t.corpus not in corpora}
+    absent = {t.corpus: n for n, t in asked.items() if t.corpus not in corpora}
     if absent:
         raise UserError(
             "the corpora file names no folder for "
@@ -246,15 +216,23 @@ def choose_tasks(text: str | None, corpora: Iterable[str]) -> list[Task]:
             + f"; add a line '{next(iter(absent))}: FOLDER', or leave the "
             "tasks out of --tasks"
         )
-    return chosen
+    return [asked[name] for name in {**known, **asked} if name in asked]
 
 
 def describe_tasks() -> str:
     """Return one line for each task."""
-    lines = [
-        f"{task.name:<24}{'paper' if task.in_paper else '':<7}"
-        f"{task.metric.label:<6}{task.corpus:<17}{task.recipe}"
-        for task in TASKS.values()
+    lines = [("task", "", "in %", "corpus", "script")]
+    lines += [
+        (
+            task.name,
+            "paper" if task.in_paper else "",
+            task.metric_label,
+            task.corpus,
+            task.script,
+        )
+        for task in benchmark_tasks().values()
     ]
-    header = f"{'task':<24}{'':<7}{'metric':<6}{'corpus':<17}recipe"
-    return "\n".join([header.replace("metric", "in %  "), *lines])
+    return "\n".join(
+        f"{name:<24}{paper:<7}{metric:<6}{corpus:<17}{script}"
+        for name, paper, metric, corpus, script in lines
+    )

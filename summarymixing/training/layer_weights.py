@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from summarymixing import html_page
 from summarymixing.files import write_json
 from summarymixing.run.records import read_log
 
 STAGE = "layer_weights"  # in log.jsonl
-UNIFORM_COLOUR = "0.5"
 
 
 def as_numbers(weights: Sequence[float]) -> dict[str, float]:
@@ -47,29 +45,16 @@ def write_layer_weights(output_folder: Path) -> None:
 def draw_layer_weights(
     weights: Sequence[float], folder: Path, title: str
 ) -> None:
-    """Draw the weights as bars into `layer_weights.png` and `.svg`.
+    """Draw the weights into `layer_weights.png` and `.svg`.
 
     Arguments
     ---------
     weights : sequence of L + 1 floats
         They sum to one.
     folder : Path
+        Where the two files are written.
     title : str
+        What stands above the drawing.
     """
-    figure = Figure(figsize=(max(4.0, 0.4 * len(weights)), 3.0))
-    axes = figure.subplots()
-    axes.bar(range(len(weights)), weights)
-    axes.axhline(
-        1 / len(weights), color=UNIFORM_COLOUR, linestyle="--", label="uniform"
-    )
-    axes.set(
-        title=title,
-        xlabel="layer (0: input of the first)",
-        ylabel="weight",
-        xticks=range(len(weights)),
-    )
-    axes.margins(y=0.25)  # room for the legend
-    axes.legend(frameon=False, loc="upper right")
-    figure.tight_layout()
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"layer_weights.{suffix}", dpi=150)
+    figure = html_page.draw_layer_weights({title: {"": weights}})
+    html_page.save_figure(figure, folder / "layer_weights")

@@ -12,7 +12,7 @@ from summarymixing.data.prepare import CORPORA
 from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
-from summarymixing.suite.steps import TORCHRUN
+from summarymixing.suite.command_runner import TORCHRUN
 from summarymixing.training.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from summarymixing import Wav2Vec2Encoder, miniature
 from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
-from summarymixing.suite.steps import TORCHRUN
+from summarymixing.suite.command_runner import TORCHRUN
 from summarymixing.training.probe import probe, run_probe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.miniature import build_librispeech
 from summarymixing.pretrained import save_encoder
-from summarymixing.suite.steps import Interrupted
+from summarymixing.suite.command_runner import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "mp3s" / "run_all.py"
@@ -114,7 +114,7 @@ def test_two_encoders_two_seeds_and_again(material, tmp_path, type_command):
 def test_a_stop_leaves_a_report_of_what_there_is(
     material, tmp_path, type_command, script, monkeypatch
 ):
-    def stop(plan, steps):
+    def stop(plan, runner):
         raise Interrupted(75)
 
     monkeypatch.setattr(script, "run_plan", stop)
@@ -129,7 +129,7 @@ def test_a_stop_leaves_a_report_of_what_there_is(
 def test_failures_are_listed_at_the_end(
     material, tmp_path, type_command, script, monkeypatch
 ):
-    monkeypatch.setattr(script, "run_plan", lambda plan, steps: plan.runs[:1])
+    monkeypatch.setattr(script, "run_plan", lambda plan, runner: plan.runs[:1])
     status, output, _ = type_command(*command(material, tmp_path))
     assert status == 1
     _, failed = output.split("1 failed; the same command tries them again:\n")

@@ -9,42 +9,40 @@ import pytest
 from summarymixing.html_page import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
-    Report,
-    Strong,
+    Page,
     draw_curves,
-    draw_layer_columns,
-    draw_layer_panels,
+    draw_layer_weights,
     save_figure,
 )
 
 
-def make_report() -> Report:
-    report = Report("A <run>")
-    report.heading("Numbers & more")
-    report.table(["encoder", "WER"], [["<b>mine</b>", 12.34567]])
-    report.commands(["python a.py --x='1 < 2'"])
-    return report
+def make_page() -> Page:
+    page = Page("A <run>")
+    page.heading("Numbers & more")
+    page.table(["encoder", "WER"], [["<b>mine</b>", 12.34567]])
+    page.commands(["python a.py --x='1 < 2'"])
+    return page
 
 
 def test_text_is_escaped():
-    page = make_report().html()
-    assert "<b>mine</b>" not in page
-    assert "A &lt;run&gt;" in page
-    assert "1 &lt; 2" in page
-    assert "12.35" in page
+    text = make_page().html()
+    assert "<b>mine</b>" not in text
+    assert "A &lt;run&gt;" in text
+    assert "1 &lt; 2" in text
+    assert "12.35" in text
 
 
 def test_page_loads_nothing_from_elsewhere(tmp_path):
-    report = make_report()
+    page = make_page()
     log = [
         {"stage": "valid", "update": update, "loss": 5.0 - update}
         for update in range(3)
     ]
-    report.figure(draw_curves({"a": log, "b": log}, {"loss": "loss"}), "curve")
-    report.figure(draw_layer_columns({"ASR": [0.2, 0.8]}), "weights")
-    page = report.write(tmp_path / "report.html").read_text("utf-8")
-    assert page.count("<svg") == 2
-    loaded = re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']+", page)
+    page.figure(draw_curves({"a": log, "b": log}, {"loss": "loss"}), "curve")
+    page.figure(draw_layer_weights({"a": {"ASR": [0.2, 0.8]}}), "weights")
+    text = page.write(tmp_path / "page.html").read_text("utf-8")
+    assert text.count("<svg") == 2
+    loaded = re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']+", text)
     assert loaded == []
 
 
@@ -74,12 +72,13 @@ def test_runs_of_a_group_share_a_colour_and_a_name():
 
 
 def test_a_wide_table_may_be_scrolled_and_cells_may_stand_out():
-    report = Report("A run")
-    report.table(["a\nb"] * 9, [[Strong("<1>")] * 9])
-    page = report.html()
-    assert '<div class="wide"><table>' in page
-    assert "<td><b>&lt;1&gt;</b></td>" in page
-    assert "<th>a\nb</th>" in page and "pre-line" in page
+    page = Page("A run")
+    page.table(["a\nb"] * 9, [["<1>"] * 9], bold=[(0, 2)])
+    text = page.html()
+    assert '<div class="wide"><table>' in text
+    assert text.count("<td><b>&lt;1&gt;</b></td>") == 1
+    assert text.count("<td>&lt;1&gt;</td>") == 8
+    assert "<th>a\nb</th>" in text and "pre-line" in text
 
 
 def panel(layers, *tasks):
@@ -87,7 +86,7 @@ def panel(layers, *tasks):
 
 
 def test_panels_share_columns_and_scale():
-    figure = draw_layer_panels(
+    figure = draw_layer_weights(
         {
             "base": {"ASR": [0.2, 0.8], "ER": [0.5, 0.5]},
             "mhsa": {"ASV": [0.9, 0.1]},
@@ -123,7 +122,7 @@ def test_figures_have_the_width_of_a_column_or_a_page(
     panels = {
         str(number): panel(count, *tasks) for number, count in enumerate(layers)
     }
-    figure = draw_layer_panels(panels)
+    figure = draw_layer_weights(panels)
     assert figure.get_figwidth() == width
     shown = [axes for axes in figure.axes if axes.images]
     assert len(shown) == len(layers)
@@ -133,12 +132,12 @@ def test_figures_have_the_width_of_a_column_or_a_page(
 
 
 def test_figures_are_saved_for_print_and_for_editing(tmp_path):
-    figure = draw_layer_panels({"mine": panel(3, "ASR")})
+    figure = draw_layer_weights({"mine": panel(3, "ASR")})
     png, svg = save_figure(figure, tmp_path / "v1.2_weights")
     assert png.name == "v1.2_weights.png"
     before = svg.read_text()
     save_figure(
-        draw_layer_panels({"mine": panel(3, "ASR")}), png.with_suffix("")
+        draw_layer_weights({"mine": panel(3, "ASR")}), png.with_suffix("")
     )
     assert svg.read_text() == before
     pixels = matplotlib.image.imread(png)

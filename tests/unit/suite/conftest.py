@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from summarymixing.suite.jobs import RECORD_NAME
+from summarymixing.suite.commands import RECORD_NAME
 
 
 @pytest.fixture
@@ -13,7 +13,14 @@ def write_run(tmp_path):
     """Write what a run leaves behind: a record and, if done, metrics."""
 
     def write(
-        encoder, task, seed, splits=None, *, weights=(0.25, 0.75), **more
+        encoder,
+        task,
+        seed,
+        splits=None,
+        *,
+        weights=(0.25, 0.75),
+        miniature=False,
+        **more,
     ):
         folder = Path(tmp_path, encoder, task, f"seed_{seed}")
         folder.mkdir(parents=True)
@@ -33,6 +40,7 @@ def write_run(tmp_path):
                 "splits": splits,
                 "valid": {"wer": 9.0, "loss": 0.5, "epoch": 2, "update": 7},
                 "layer_weights": list(weights),
+                "miniature": miniature,
                 "parameters": {"encoder": 154_700_000},
             }
             (folder / "metrics.json").write_text(json.dumps(metrics))

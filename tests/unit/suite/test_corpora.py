@@ -65,12 +65,20 @@ def test_all_mistakes_are_in_one_message(write, tmp_path):
     assert len(message.splitlines()) == 7
 
 
+def test_a_corpus_of_ones_own_needs_manifests(write, tmp_path):
+    corpora = read_corpora(write("mine: {manifests: ../ready}"), tmp_path)
+    assert list(corpora) == ["mine"] and corpora["mine"].source is None
+    both = write("mine: {manifests: ../ready, source: ls}")
+    with pytest.raises(UserError, match="leave its source out"):
+        read_corpora(both, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("just text", "no lines like"),
         ("a: [", "not YAML"),
-        ("manifests: m", "no corpus in it"),
+        ("manifests: m", "names no corpus"),
         ("slurp: {source: ls, options: overwrite}", "options is a list"),
     ],
 )

@@ -61,8 +61,8 @@ def test_the_digest_follows_the_content(folders):
         (["a/base"], "did you mean a/base/encoder"),
         (["x=hf", "x=a/base/encoder"], "2 encoders are called 'x'"),
         (["hf", "hf"], "2 encoders are called 'hf'"),
-        (["manifests=hf"], "is no name"),
-        ([".x=hf"], "is no name"),
+        (["manifests=hf"], "cannot name"),
+        ([".x=hf"], "cannot name"),
     ],
 )
 def test_mistakes(words, message):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from summarymixing.suite.page import write_all
+from summarymixing.suite.page import write_outputs
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def written(write_run, tmp_path):
     (done / "log.jsonl").write_text(lines)
     failed = write_run("mine", "iemocap_ecapa", 1986)
     (failed / "run_all.log").write_text("error: no <audio>\n" + "later\n" * 20)
-    return {file.name: file for file in write_all(tmp_path, notes=["A note."])}
+    return {
+        file.name: file for file in write_outputs(tmp_path, notes=["A note."])
+    }
 
 
 def test_all_files_are_there(written):
@@ -54,7 +56,7 @@ def test_the_page_has_table_figure_curves_failures_and_commands(written):
 
 
 def test_nothing_to_show(tmp_path):
-    assert write_all(tmp_path) == []
+    assert write_outputs(tmp_path) == []
 
 
 def test_the_curves_of_folds_are_found(write_run, tmp_path):
@@ -63,5 +65,5 @@ def test_the_curves_of_folds_are_found(write_run, tmp_path):
         (folder / fold).mkdir()
         entry = {"stage": "valid", "update": 5, "loss": 2.0}
         (folder / fold / "log.jsonl").write_text(json.dumps(entry))
-    page = write_all(tmp_path)[-1].read_text()
+    page = write_outputs(tmp_path)[-1].read_text()
     assert "Validation: IEMOCAP ECAPA" in page

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from summarymixing.suite.encoders import Encoder
-from summarymixing.suite.jobs import Job, Run, read_metrics, read_record
+from summarymixing.suite.command_runner import CommandRunner, Interrupted
+from summarymixing.suite.commands import (
+    Command,
+    ProbeRun,
+    read_metrics,
+    read_record,
+)
+from summarymixing.suite.encoders import EncoderSource
 from summarymixing.suite.plan import Plan
 from summarymixing.suite.runner import run_plan
-from summarymixing.suite.steps import Interrupted, Steps
-from summarymixing.suite.tasks import TASKS
+from summarymixing.suite.tasks import benchmark_tasks
 
 ROOT = Path(__file__).resolve().parents[3]
 # A recipe: what it is called with says what it does.
@@ -65,19 +70,20 @@ def command(folder, word, target):
 
 def make_job(folder, corpus, word):
     target = folder / "preparation" / corpus
-    return Job(target, command(folder, word, target), corpus)
+    return Command(target, command(folder, word, target), corpus)
 
 
 def make_run(folder, number, word):
-    task = list(TASKS.values())[number]
+    task = list(benchmark_tasks().values())[number]
     target = folder / "out" / task.name
     words = command(folder, word, target)
-    return Run(target, words, task.corpus, Encoder("mine", "x/y"), task, 1986)
+    encoder = EncoderSource("mine", "x/y")
+    return ProbeRun(target, words, task.corpus, encoder, task, 1986)
 
 
 def execute(plan, tmp_path):
-    with Steps(tmp_path) as steps:
-        return run_plan(plan, steps)
+    with CommandRunner(tmp_path) as runner:
+        return run_plan(plan, runner)
 
 
 def test_one_that_fails_does_not_stop_the_others(make_plan, tmp_path, capsys):
@@ -109,13 +115,13 @@ def test_the_same_plan_again_runs_what_is_not_done(make_plan, tmp_path, capsys):
 def test_the_order_of_values_makes_no_other_command(tmp_path):
     def make(*words):
         run = make_run(tmp_path, 0, "write")
-        return replace(run, command=(*run.command, *words))
+        return replace(run, words=(*run.words, *words))
 
     run = make("--a=1", "--b=2")
     run.write_record()
     (run.folder / "metrics.json").write_text('{"splits": {}}')
-    assert make("--b=2", "--a=1").difference() is None
-    assert make("--b=2").difference() == "then --a=1, now without"
+    assert make("--b=2", "--a=1").conflict_with_earlier() is None
+    assert make("--b=2").conflict_with_earlier() == "then --a=1, now without"
 
 
 def test_what_cannot_be_prepared_is_not_run(make_plan, tmp_path, capsys):

@@ -8,9 +8,11 @@ import pytest
 from summarymixing.suite.results import (
     mean_layer_weights,
     read_results,
+    write_layer_csv,
     write_long_csv,
 )
 from summarymixing.suite.table import Table
+from summarymixing.suite.tasks import PAPER_COLUMNS
 
 
 def other(wer):
@@ -36,7 +38,7 @@ def table(write_run, tmp_path):
 
 
 def cells_of(table):
-    return {row.name: row for row in table.rows()}
+    return {row.lead[0]: row for row in table.rows()}
 
 
 def test_means_deviations_and_holes(table):
@@ -44,7 +46,7 @@ def test_means_deviations_and_holes(table):
     # Deviations: sqrt((1 + 0 + 1) / 2) and sqrt((.25 + .25) / 1).
     assert rows["mine"].cells == ("18.0 ± 1.0", "80.0", "failed")
     assert rows["yours"].cells == ("19.0 ± 0.7 (2 of 3)", "80.0", "missing")
-    assert (rows["mine"].size, rows["mine"].seeds) == ("154.7", "3")
+    assert rows["mine"].lead == ("mine", "154.7", "3")
 
 
 def test_the_best_is_bold_in_the_direction_of_the_metric(table, write_run):
@@ -77,7 +79,7 @@ def test_the_paper_stands_below_and_is_marked(table):
     header, _, *lines = text.split("\n\n")[0].splitlines()
     assert header == (
         "| encoder | M | seeds | LibriSpeech LSTM<br>test-other WER ↓ "
-        "| SLURP LSTM<br>Acc. ↑ | IEMOCAP ECAPA<br>Acc. ↑ |"
+        "| SLURP LSTM<br>Acc. ↑<br>3 utterances | IEMOCAP ECAPA<br>Acc. ↑ |"
     )
     assert [line.split(" | ")[0] for line in lines] == [
         "| mine",
@@ -108,6 +110,7 @@ def test_wide_csv_has_every_split(table, tmp_path):
     assert {row["source"] for row in paper} == {"paper"}
     assert paper[0]["librispeech_lstm/test-other/wer"] == "21.4"
     assert paper[0]["librispeech_lstm/test-clean/wer"] == "-"
+    assert paper[0]["slurp_lstm/test/accuracy"] == "78.1"
 
 
 def test_long_csv_has_one_number_in_a_line(table, tmp_path):
@@ -160,6 +163,84 @@ def test_a_record_of_an_unknown_task_is_passed_over(write_run, tmp_path):
     folder = write_run("b", "old_task", 1986, slurp(1))
     assert json.loads((folder / "run_all.json").read_text())
     assert read_results(tmp_path) == []
+
+
+def test_numbers_of_the_paper(write_run, tmp_path):
+    for task, split in PAPER_COLUMNS:
+        if not (tmp_path / "mine" / task).is_dir():
+            write_run("mine", task, 1986, {split: {}})
+    rows = cells_of(Table(read_results(tmp_path)))
+    assert rows["SummaryMixing [paper]"].cells == (
+        *("17.3", "17.2", "45.7", "48.3", "41.4", "42.1"),
+        *("80.5", "64.3", "2.4"),
+    )
+    assert rows["data2vec large [paper]"].cells[:3] == ("-", "6.5", "-")
+
+
+def interval(accuracy, width):
+    low, high = accuracy - width, accuracy + width
+    return {"test": {"accuracy": accuracy, "accuracy_interval": [low, high]}}
+
+
+def test_intervals_stand_below_the_means(write_run, tmp_path):
+    write_run("mine", "slurp_lstm", 1986, interval(80.0, 2.0))
+    write_run("mine", "slurp_lstm", 1987, interval(82.0, 3.0))
+    table = Table(read_results(tmp_path))
+    assert cells_of(table)["mine"].cells == ("81.0 ± 1.4\n[78.5, 83.5]",)
+    assert "| **81.0" not in table.markdown()  # it is alone
+    assert "| 81.0 ± 1.4<br>[78.5, 83.5] |" in table.markdown()
+    table.write_csv(tmp_path / "table.csv")
+    write_long_csv(tmp_path / "results.csv", table.results)
+    with open(tmp_path / "table.csv", encoding="utf-8") as file:
+        line = next(csv.DictReader(file))
+    name = "slurp_lstm/test/accuracy"
+    assert (line[f"{name}/low"], line[f"{name}/high"]) == ("78.5", "83.5")
+    with open(tmp_path / "results.csv", encoding="utf-8") as file:
+        lines = [r for r in csv.DictReader(file) if r["metric"] == "accuracy"]
+    assert [(r["low"], r["high"]) for r in lines] == [
+        ("78.0", "82.0"),
+        ("79.0", "85.0"),
+    ]
+
+
+def test_a_miniature_is_never_shown_as_the_corpus(write_run, tmp_path):
+    write_run("a", "slurp_lstm", 1986, slurp(70), miniature=True)
+    write_run("b", "slurp_lstm", 1986)  # failed
+    write_run("a", "librispeech_lstm", 1986, other(20))
+    table = Table(read_results(tmp_path))
+    header, _, *lines = table.markdown().split("\n\n")[0].splitlines()
+    assert "| miniature SLURP LSTM<br>" in header
+    assert "| LibriSpeech LSTM<br>" in header
+    assert lines[1].startswith("| b | - | 0 | missing | failed |")
+    # No number of the paper stands in the column of the miniature.
+    assert lines[2] == "| MHSA [paper] | 165 | - | 21.4 | - |"
+    assert "synthetic speech" in table.markdown()
+    assert list(mean_layer_weights(table.results)["a"]) == [
+        "LS LSTM",
+        "miniature SLURP LSTM",
+    ]
+    for write, name in (
+        (table.write_csv, "table.csv"),
+        (lambda p: write_long_csv(p, table.results), "results.csv"),
+        (lambda p: write_layer_csv(p, table.results), "layers.csv"),
+    ):
+        write(tmp_path / name)
+        assert "miniature slurp" in (tmp_path / name).read_text()
+
+
+def test_a_table_of_miniatures_quotes_nothing(write_run, tmp_path):
+    write_run("a", "slurp_lstm", 1986, slurp(70), miniature=True)
+    text = Table(read_results(tmp_path)).markdown()
+    assert "paper" not in text
+
+
+def test_a_miniature_and_the_corpus_are_two_columns(write_run, tmp_path):
+    write_run("a", "slurp_lstm", 1986, slurp(70), miniature=True)
+    write_run("b", "slurp_lstm", 1986, slurp(60))
+    rows = cells_of(Table(read_results(tmp_path)))
+    assert sorted(rows["a"].cells) == ["70.0", "missing"]
+    assert sorted(rows["b"].cells) == ["60.0", "missing"]
+    assert sorted(rows["MHSA [paper]"].cells) == ["-", "78.1"]
 
 
 def test_tasks_that_the_paper_has_not_stand_alone(write_run, tmp_path):

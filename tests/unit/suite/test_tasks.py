@@ -1,11 +1,19 @@
-"""Which tasks a command names, and the table they come from."""
+"""Which tasks a command names, and what their files say of them."""
 
 import pytest
 
 from summarymixing.errors import UserError
-from summarymixing.suite import paper
-from summarymixing.suite.corpora import CORPORA
-from summarymixing.suite.tasks import TASKS, choose_tasks
+from summarymixing.run.hparams_file import HPARAMS_FOLDER
+from summarymixing.suite.tasks import (
+    PAPER_COLUMNS,
+    benchmark_tasks,
+    choose_tasks,
+    describe_tasks,
+)
+
+TASKS = benchmark_tasks()
+CORPORA = {task.corpus for task in TASKS.values()}
+OF_PAPER = [task for task in TASKS.values() if task.in_paper]
 
 
 def names(tasks):
@@ -13,8 +21,8 @@ def names(tasks):
 
 
 def test_the_default_is_the_paper_as_far_as_the_corpora_go():
-    of_mp3s = [corpus for corpus in CORPORA if corpus != "fsdd"]
-    assert names(choose_tasks(None, of_mp3s)) == [
+    of_paper = {task.corpus for task in OF_PAPER}
+    assert names(choose_tasks(None, of_paper)) == [
         "librispeech_lstm",
         "librispeech_contextnet",
         "commonvoice_cy_lstm",
@@ -24,19 +32,35 @@ def test_the_default_is_the_paper_as_far_as_the_corpora_go():
         "voxceleb1_ecapa",
     ]
     assert names(choose_tasks(None, ["slurp"])) == ["slurp_lstm"]
-    own = ["fsdd_linear", "fsdd_ecapa"]
-    assert names(choose_tasks(None, ["slurp", "fsdd"])) == ["slurp_lstm", *own]
+    beside = [t for t in TASKS.values() if t.corpus not in of_paper]
+    assert names(
+        choose_tasks(None, ["slurp", *(t.corpus for t in beside)])
+    ) == [
+        "slurp_lstm",
+        *names(beside),
+    ]
+
+
+def test_all_is_every_head_of_mp3s_in_the_order_of_the_table():
+    assert names(choose_tasks("all", CORPORA)) == [
+        "librispeech_lstm",
+        "librispeech_contextnet",
+        "commonvoice_cy_lstm",
+        "commonvoice_cy_linear",
+        "commonvoice_eu_lstm",
+        "commonvoice_eu_linear",
+        "slurp_lstm",
+        "slurp_linear",
+        "iemocap_ecapa",
+        "iemocap_linear",
+        "voxceleb1_ecapa",
+        "voxceleb1_xvector",
+    ]
 
 
 def test_tasks_are_chosen_by_name_and_keep_their_order():
-    text = "slurp_linear, librispeech_lstm"
-    assert names(choose_tasks(text, CORPORA)) == [
-        "librispeech_lstm",
-        "slurp_linear",
-    ]
-    assert names(choose_tasks("all", CORPORA)) == [
-        name for name in TASKS if not name.startswith("fsdd")
-    ]
+    chosen = choose_tasks("slurp_linear, librispeech_lstm", CORPORA)
+    assert names(chosen) == ["librispeech_lstm", "slurp_linear"]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +72,9 @@ def test_tasks_are_chosen_by_name_and_keep_their_order():
             "voxceleb1 .voxceleb1_ecapa.*voxceleb1:",
         ),
         (" , ", "--list"),
+        ("nowhere/mine.yaml", "there is no file"),
+        (str(HPARAMS_FOLDER / "mp3s/tiny_lstm.yaml"), "names no corpus"),
+        (str(HPARAMS_FOLDER / "pretraining/tiny.yaml"), "is not a probe"),
     ],
 )
 def test_mistakes_in_the_tasks(text, message):
@@ -55,18 +82,37 @@ def test_mistakes_in_the_tasks(text, message):
         choose_tasks(text, ["slurp"])
 
 
+def test_a_file_of_the_package_is_the_task_of_that_name():
+    file = HPARAMS_FOLDER / "mp3s" / "slurp_lstm.yaml"
+    assert choose_tasks(str(file), ["slurp"]) == [TASKS["slurp_lstm"]]
+
+
+def test_your_own_file_needs_a_name_and_a_title_of_its_own(tmp_path):
+    base = f"base: {HPARAMS_FOLDER / 'mp3s' / 'slurp_linear.yaml'}\n"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(base)
+    with pytest.raises(UserError, match="the title of .*'SLURP linear'"):
+        choose_tasks(str(mine), ["slurp"])
+    mine.write_text(base + "table: {title: Mine}\n")
+    (task,) = choose_tasks(str(mine), ["slurp"])
+    assert (task.name, task.title, task.short_title) == ("mine",) + (
+        "Mine",
+    ) * 2
+    assert not task.in_paper
+    with pytest.raises(UserError, match="the name of .*'slurp_lstm'"):
+        choose_tasks(str(mine.rename(tmp_path / "slurp_lstm.yaml")), ["slurp"])
+
+
+def test_what_a_file_says_of_its_task():
+    libri = TASKS["librispeech_lstm"]
+    assert (libri.metric_title, libri.splits) == ("WER ↓", ("test-other",))
+    assert libri.valid_split == "dev-clean"
+    # The validation and the test of a fold are parts of one manifest.
+    assert TASKS["iemocap_ecapa"].valid_split == "valid"
+    assert TASKS["slurp_lstm"].metric_title == "Acc. ↑"
+    assert "slurp_lstm              paper  Acc.  slurp " in describe_tasks()
+
+
 def test_every_column_of_the_paper_is_one_of_ours():
-    ours = {(t.name, split) for t in TASKS.values() for split in t.splits}
-    assert set(paper.COLUMNS) <= ours
-    assert {name for name, _ in paper.COLUMNS} == {
-        task.name for task in TASKS.values() if task.in_paper
-    }
-
-
-def test_numbers_of_the_paper():
-    mhsa, mixing, *_, data2vec = paper.ROWS
-    assert mhsa.percent["commonvoice_cy_lstm", "test"] == 50.8
-    assert mixing.percent["librispeech_lstm", "test-other"] == 17.3
-    assert mixing.percent["voxceleb1_ecapa", "test"] == 2.4
-    assert ("librispeech_lstm", "test-other") not in data2vec.percent
-    assert data2vec.percent["slurp_lstm", "test"] == 79.9
+    ours = {(t.name, split) for t in OF_PAPER for split in t.splits}
+    assert set(PAPER_COLUMNS) == ours

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,14 +20,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
-def show(command: Sequence[str]) -> list[str]:
+def as_typed(command: Sequence[str]) -> list[str]:
     """Return a command as users type it, with .venv on their path.
 
     Example
     -------
-    >>> show([*TORCHRUN, "--nproc_per_node=2", "a.py"])
+    >>> as_typed([*TORCHRUN, "--nproc_per_node=2", "a.py"])
     ['torchrun', '--standalone', '--nproc_per_node=2', 'a.py']
-    >>> show([sys.executable, "a.py"])
+    >>> as_typed([sys.executable, "a.py"])
     ['python', 'a.py']
     """
     words = list(command)
@@ -37,7 +37,7 @@ def show(command: Sequence[str]) -> list[str]:
 
 
 class Interrupted(SystemExit):
-    """A signal ended the steps.
+    """A signal ended the commands.
 
     Arguments
     ---------
@@ -51,17 +51,19 @@ class Interrupted(SystemExit):
 
 
 @dataclass(frozen=True)
-class Step:
+class FinishedCommand:
     """A command that has ended.
 
     Arguments
     ---------
     title : str
+        What the command does.
     command : list of str
-        As users type it.
+        The command as users type it.
     seconds : float
+        How long it took.
     status : int
-        0 where it went well; below, the signal that killed it.
+        0 where it went well; the negative number of a signal that killed it.
     """
 
     title: str
@@ -70,7 +72,7 @@ class Step:
     status: int
 
 
-class Steps:
+class CommandRunner:
     """Run commands in the repository and remember them for a report.
 
     As a context, it passes signals on to the command that runs: the first
@@ -80,30 +82,25 @@ class Steps:
     Arguments
     ---------
     repository : Path
-        Folder that commands are run in.
-    environment : mapping, optional
-        Of the commands; this process' own by default.
+        The folder that commands are run in.
 
     Example
     -------
-    >>> with Steps(Path()) as steps:
-    ...     step = steps.run("wait", [sys.executable, "-c", "exit(3)"])
-    >>> step.status, len(steps.done)
+    >>> with CommandRunner(Path()) as runner:
+    ...     ended = runner.run("wait", [sys.executable, "-c", "exit(3)"])
+    >>> ended.status, len(runner.done)
     (3, 1)
     """
 
-    def __init__(
-        self, repository: Path, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, repository: Path) -> None:
         self.repository = repository
-        self.environment = environment
-        self.done: list[Step] = []
+        self.done: list[FinishedCommand] = []
         self.received: signal.Signals | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._is_told = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> CommandRunner:
         for number in SIGNALS:
             handler = signal.getsignal(number)
             if handler != signal.SIG_IGN:  # nohup, or a shell's `&`
@@ -122,19 +119,17 @@ class Steps:
 
     def run(
         self, title: str, command: Sequence[str], log: Path | None = None
-    ) -> Step:
+    ) -> FinishedCommand:
         """Run a command to its end; `Interrupted` if a signal came.
 
         Arguments
         ---------
         title : str
+            What the command does.
         command : sequence of str
+            The words of the command.
         log : Path, optional
             Where its output is added; without, it goes to the screen.
-
-        Returns
-        -------
-        Step
         """
         self.check()
         start = time.monotonic()
@@ -144,7 +139,6 @@ class Steps:
             self._child = subprocess.Popen(
                 command,
                 cwd=self.repository,
-                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -154,10 +148,11 @@ class Steps:
                 self._tell_child()
             status = self._child.wait()
             self._child = None
-        step = Step(title, show(command), time.monotonic() - start, status)
-        self.done.append(step)
+        seconds = time.monotonic() - start
+        ended = FinishedCommand(title, as_typed(command), seconds, status)
+        self.done.append(ended)
         self.check()
-        return step
+        return ended
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came."""
@@ -169,7 +164,6 @@ class Steps:
             )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
         again = self.received is not None
         self.received = self.received or signal.Signals(number)
         if self._child is None:

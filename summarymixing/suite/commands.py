@@ -1,6 +1,6 @@
 """One command of the suite, the folder it writes to and what is known of it.
 
-Beside the files of a recipe, `run_all.json` says which command was run and
+Beside the files of a script, `run_all.json` says which command was run and
 how it ended, and `run_all.log` has its output. Nothing else is remembered:
 to have a run made again, remove its folder.
 """
@@ -13,87 +13,87 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from summarymixing.files import open_atomically
-from summarymixing.suite.encoders import Encoder, digest_of
-from summarymixing.suite.steps import show
-from summarymixing.suite.tasks import Task
+from summarymixing.files import write_json
+from summarymixing.suite.command_runner import as_typed
+from summarymixing.suite.encoders import EncoderSource, digest_of
+from summarymixing.suite.tasks import BenchmarkTask
 
 RECORD_NAME = "run_all.json"
 LOG_NAME = "run_all.log"
 TAIL_LINES = 12
-# Not part of what a result depends on.
-PLACE = "--output_folder="
 
 
 @dataclass(frozen=True)
-class Job:
-    """A command with a folder of its own.
+class Command:
+    """A command with a folder of its own; this one prepares a corpus.
 
     Arguments
     ---------
     folder : Path
-        Of the record and the log.
-    command : tuple of str
-        Run in the repository.
+        Where the record and the log are written.
+    words : tuple of str
+        The command, which is run in the repository.
     corpus : str
-        What it needs or makes.
+        The corpus that it makes or needs.
     """
 
     folder: Path
-    command: tuple[str, ...]
+    words: tuple[str, ...]
     corpus: str
 
     @property
     def title(self) -> str:
-        """Return what the screen calls it."""
+        """What the screen calls it."""
         return f"prepare {self.corpus}"
 
     @property
     def log(self) -> Path:
-        """Return the file for its output."""
+        """The file for its output."""
         return self.folder / LOG_NAME
 
     def facts(self) -> dict[str, Any]:
         """Return what the record says beside how it ended."""
-        return {"corpus": self.corpus, "command": show(self.command)}
+        return {"corpus": self.corpus, "command": as_typed(self.words)}
 
-    def lacks(self) -> str | None:
+    def missing_output(self) -> str | None:
         """Say what is not there although the command went well."""
         return None
 
-    def obstacle(self) -> str | None:
+    def reason_not_to_run(self) -> str | None:
         """Say why it must not be run now."""
         return None
 
     def write_record(self, **outcome: Any) -> None:
         """Write the record."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open_atomically(self.folder / RECORD_NAME) as file:
-            file.write(json.dumps({**self.facts(), **outcome}, indent=2) + "\n")
+        write_json(self.folder / RECORD_NAME, {**self.facts(), **outcome})
 
 
 @dataclass(frozen=True)
-class Run(Job):
+class ProbeRun(Command):
     """One training of a probe, with its tests.
 
     Arguments
     ---------
-    encoder : Encoder
-    task : Task
+    encoder : EncoderSource
+        The encoder that is probed.
+    task : BenchmarkTask
+        The task that the probe learns.
     seed : int
-    material : mapping
-        What the command does not show: where the manifests come from, the
-        content of the recipe file.
+        The seed of the run.
+    provenance : mapping
+        What the results depend on and the command does not show: where the
+        manifests come from, and the content of the YAML file.
     """
 
-    encoder: Encoder
-    task: Task
+    encoder: EncoderSource
+    task: BenchmarkTask
     seed: int
-    material: Mapping[str, str] = field(default_factory=dict, hash=False)
+    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def title(self) -> str:
-        """Return what the screen calls it."""
+        """What the screen calls it."""
         return f"{self.encoder.name}, {self.task.name}, seed {self.seed}"
 
     def facts(self) -> dict[str, Any]:
@@ -101,18 +101,18 @@ class Run(Job):
         return {
             "encoder": self.encoder.name,
             "task": self.task.name,
+            "file": str(self.task.hparams.path.resolve()),
             "seed": self.seed,
             "encoder_digest": self.encoder.digest,
-            "material": dict(self.material),
+            "provenance": dict(self.provenance),
             **super().facts(),
         }
 
-    def obstacle(self) -> str | None:
+    def reason_not_to_run(self) -> str | None:
         """Say whether the encoder has changed since the runs were planned."""
-        is_folder = Path(self.encoder.source).is_dir()
-        if (
-            not is_folder
-            or digest_of(self.encoder.source) == self.encoder.digest
+        if digest_of(self.encoder.source) in (
+            self.encoder.source,  # a name on the hub
+            self.encoder.digest,
         ):
             return None
         return (
@@ -121,14 +121,14 @@ class Run(Job):
         )
 
     def is_done(self) -> bool:
-        """Return whether its results are there; see also `difference`."""
+        """Return whether its results are there."""
         return read_metrics(self.folder) is not None
 
-    def lacks(self) -> str | None:
+    def missing_output(self) -> str | None:
         """Say what is not there although the command went well."""
         return None if self.is_done() else "it wrote no metrics.json"
 
-    def difference(self) -> str | None:
+    def conflict_with_earlier(self) -> str | None:
         """Say how the command that made what is there differs from this one.
 
         Returns
@@ -142,7 +142,7 @@ class Run(Job):
         if not record or not (is_begun or self.is_done()):
             return None
         then = _identity(record.get("command", ()))
-        now = _identity(show(self.command))
+        now = _identity(as_typed(self.words))
         if then != now:
             gone = [word for word in then if word not in now]
             new = [word for word in now if word not in then]
@@ -151,16 +151,16 @@ class Run(Job):
                 f"now {' '.join(new) or 'without'}"
             )
         if record.get("encoder_digest") != self.encoder.digest:
-            return f"the files in {self.encoder.source} were others then"
-        for name, then_value in record.get("material", {}).items():
-            if self.material.get(name) != then_value:
-                return f"the {name} was another one then"
+            return f"the files in {self.encoder.source} were different then"
+        for name, earlier in record.get("provenance", {}).items():
+            if self.provenance.get(name) != earlier:
+                return f"the {name} was different then"
         return None
 
 
 def _identity(command: list[str]) -> list[str]:
-    """Return what a result depends on: not the order of --key=value."""
-    return sorted(word for word in command if not word.startswith(PLACE))
+    """Return what a result depends on: not the place, nor the order."""
+    return sorted(w for w in command if not w.startswith("--output_folder="))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
