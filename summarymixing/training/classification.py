@@ -20,6 +20,7 @@ from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
 from summarymixing.files import open_atomically
 from summarymixing.lobes.heads import UtteranceOutput
+from summarymixing.nnet.bootstrap import ratio_interval
 from summarymixing.training.probe_task import ProbeTask, Role
 
 logger = get_logger(__name__)
@@ -186,6 +187,15 @@ class ClassificationTask(ProbeTask):
         right = sum(score.label == score.predicted for score in scores)
         accuracy = 100 * right / len(scores)
         return {"accuracy": accuracy, "error_rate": 100 - accuracy}
+
+    def intervals(self, scores: Sequence[ClassScore]) -> dict[str, list[float]]:
+        """Return the intervals of both metrics, drawing utterances."""
+        wrong = [score.label != score.predicted for score in scores]
+        low, high = ratio_interval(wrong, [1] * len(wrong))
+        return {
+            "accuracy_interval": [100 - high, 100 - low],
+            "error_rate_interval": [low, high],
+        }
 
     def write_report(
         self, folder: Path, split: str, scores: Sequence[ClassScore]

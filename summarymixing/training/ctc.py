@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
+from summarymixing.nnet.bootstrap import ratio_interval
 from summarymixing.training.probe_task import ProbeTask, Role
 from summarymixing.training.tokenizers import (
     UNKNOWN,
@@ -363,6 +364,20 @@ class CtcTask(ProbeTask):
         return {
             "wer": merged([s.words for s in scores]).summarize("WER"),
             "cer": merged([s.characters for s in scores]).summarize("WER"),
+        }
+
+    def intervals(self, scores: Sequence[TextScore]) -> dict[str, list[float]]:
+        """Return the intervals of both rates, drawing utterances."""
+
+        def interval(details: Sequence[dict]) -> list[float]:
+            return ratio_interval(
+                [one["num_edits"] for one in details],
+                [one["num_ref_tokens"] for one in details],
+            )
+
+        return {
+            "wer_interval": interval([s.words for s in scores]),
+            "cer_interval": interval([s.characters for s in scores]),
         }
 
     def write_report(

@@ -26,6 +26,7 @@ from summarymixing.lobes.encoders import (
     load_frozen_encoder,
 )
 from summarymixing.lobes.probes import Probe
+from summarymixing.nnet.bootstrap import mean_interval
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.run.hparams_file import check_choices, load_hparams
@@ -315,12 +316,15 @@ def join_folds(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _join(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    joined: dict[str, float] = {}
-    for name in numbers[0]:
-        values = [one[name] for one in numbers]
+def _join(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for name in metrics[0]:
+        values = [one[name] for one in metrics]
         if name == "utterances":
             joined[name] = sum(values)
+        elif name.endswith("_interval"):
+            rates = [one[name.removesuffix("_interval")] for one in metrics]
+            joined[name] = mean_interval(rates, values)
         else:
             joined[name] = statistics.fmean(values)
             joined[f"{name}_std"] = statistics.stdev(values)

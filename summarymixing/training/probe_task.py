@@ -114,6 +114,22 @@ class ProbeTask(ABC):
     def summarise(self, scores: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of a split from the scores of all utterances."""
 
+    def intervals(self, scores: Sequence[Any]) -> dict[str, list[float]]:
+        """Return the 95 % interval of each error rate of a test.
+
+        Arguments
+        ---------
+        scores : sequence of objects
+            What `score` returned for all utterances.
+
+        Returns
+        -------
+        dict
+            Name of the metric with `_interval` behind -> [low, high], for
+            metrics.json; see `summarymixing.nnet.bootstrap`.
+        """
+        return {}
+
     def write_report(
         self, folder: Path, split: str, scores: Sequence[Any]
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
 
+from summarymixing.data.prepare.account import is_miniature
 from summarymixing.errors import UserError
 from summarymixing.files import write_json
 from summarymixing.nnet.randomness import derive_seed
@@ -239,7 +241,7 @@ class TaskBrain(ResumableBrain):
         """Keep the last checkpoint and the best of `select_by`."""
         return {"min_keys": [self.selected_by] if self.selected_by else []}
 
-    def test(self) -> dict[str, dict[str, float]]:
+    def test(self) -> dict[str, dict[str, Any]]:
         """Test the selected checkpoint; write the reports and metrics.json.
 
         Returns
@@ -252,10 +254,14 @@ class TaskBrain(ResumableBrain):
                 f"{self.folder} has no checkpoint to test; train first, "
                 "without --test_only and with at least one update"
             )
-        splits = {}
+        splits: dict[str, dict[str, Any]] = {}
         for split, loader in self.data.tests.items():
             self.evaluate(loader, min_key=self.selected_by)
-            splits[split] = {**self.results, **self.data.problems[split]}
+            splits[split] = {
+                **self.results,
+                **self.stage_task.intervals([s.score for s in self.scored]),
+                **self.data.problems[split],
+            }
             on_main_process(partial(self._write_report, split))
             logger.info("%s: %s", split, splits[split])
         on_main_process(lambda: self._write_results(splits))
@@ -268,13 +274,14 @@ class TaskBrain(ResumableBrain):
     def _tested_checkpoint(self) -> Any:
         return self.checkpointer.find_checkpoint(min_key=self.selected_by)
 
-    def _write_results(self, splits: dict[str, dict[str, float]]) -> None:
+    def _write_results(self, splits: dict[str, dict[str, Any]]) -> None:
         h = self.hparams
         last = self.checkpointer.find_checkpoint()
         metrics = {
             "task": self.task.name,
             "encoder": str(h.encoder),
             "random_encoder": h.random_encoder,
+            "miniature": is_miniature(h.manifests),
             "splits": splits,
             "valid": _saved_metrics(self._tested_checkpoint()),
             "epochs": _saved_metrics(last).get("epoch", 0),

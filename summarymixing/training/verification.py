@@ -24,6 +24,7 @@ from summarymixing.lobes.heads import UtteranceOutput
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.verification import (
     cosine_scores,
+    equal_error_interval,
     equal_error_rate,
     min_detection_cost,
 )
@@ -31,14 +32,16 @@ from summarymixing.training.classification import ClassificationTask
 from summarymixing.training.probe_task import ProbeTask
 
 SAME_SPEAKER = "1"  # target of a trial
+FEWEST_SPEAKERS = 10  # that are worth drawing from, for an interval
 RECORDING = "recording_s"  # label: duration of the whole recording
 RESOLUTION_S = 1 / 16_000  # of the start of a crop
 
 
 class Embedded(NamedTuple):
-    """id : of the utterance; embedding : (E,), float32."""
+    """The id and the speaker of an utterance; its embedding, (E,), float32."""
 
     id: str
+    speaker: str
     embedding: Tensor
 
 
@@ -196,22 +199,42 @@ class TrialTask(ProbeTask):
         embeddings = predicted.embeddings.float().cpu()
         # Cloned: a row of a batch would travel with all of its storage.
         return [
-            Embedded(row.id, embedding.clone())
+            Embedded(row.id, row.labels[self.label], embedding.clone())
             for row, embedding in zip(rows, embeddings, strict=True)
         ]
 
     def summarise(self, scores: Sequence[Embedded]) -> dict[str, float]:
         """Return the equal error rate in percent and the minimum cost."""
-        similarities = self._similarities(scores)
-        is_target = torch.tensor(
-            [t.target == SAME_SPEAKER for t in self.trials]
-        )
+        similarities, is_target = self._similarities(scores), self._is_target()
         return {
             "eer": 100 * equal_error_rate(similarities, is_target),
             "min_dcf": min_detection_cost(similarities, is_target),
             "trials": len(self.trials),
             "target_trials": int(is_target.sum()),
+            "speakers": len({score.speaker for score in scores}),
         }
+
+    def intervals(self, scores: Sequence[Embedded]) -> dict[str, list[float]]:
+        """Return the interval of the equal error rate, drawing speakers.
+
+        Where they are fewer than `FEWEST_SPEAKERS`, no draw of them tells how
+        others would do. Then utterances are drawn: the interval is that of
+        further recordings of the same speakers.
+        """
+        speakers = {score.id: score.speaker for score in scores}
+        names = sorted(set(speakers.values()))
+        if len(names) < FEWEST_SPEAKERS:
+            speakers = {name: name for name in speakers}
+            names = sorted(speakers)
+        number = {name: i for i, name in enumerate(names)}
+        units = [
+            [number[speakers[t.enrol]], number[speakers[t.test]]]
+            for t in self.trials
+        ]
+        interval = equal_error_interval(
+            self._similarities(scores), self._is_target(), torch.tensor(units)
+        )
+        return {"eer_interval": [100 * bound for bound in interval]}
 
     def write_report(
         self, folder: Path, split: str, scores: Sequence[Embedded]
@@ -223,6 +246,9 @@ class TrialTask(ProbeTask):
             writer.writerow([*Trial._fields, "score"])
             for trial, score in zip(self.trials, similarities, strict=True):
                 writer.writerow([*trial, f"{score:.6f}"])
+
+    def _is_target(self) -> Tensor:
+        return torch.tensor([t.target == SAME_SPEAKER for t in self.trials])
 
     def _similarities(self, scores: Sequence[Embedded]) -> Tensor:
         index = {score.id: i for i, score in enumerate(scores)}

@@ -17,6 +17,7 @@ from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
 from summarymixing.suite.command_runner import TORCHRUN
+from summarymixing.suite.tasks import benchmark_tasks
 from summarymixing.training.probe import probe, run_probe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +55,18 @@ SMALL_HEADS = {
     "ecapa": "{channels: [16, 16, 16, 16, 48]}",
     "xvector": "{channels: [16, 16, 16, 16, 48]}",
 }
+# The miniature has few transcripts for a tokenizer, the digits many tests.
+FASTER = {
+    "commonvoice_cy": ["--vocab_size=60"],
+    "commonvoice_eu": ["--vocab_size=60"],
+    "fsdd": ["--test_batch_size=50"],
+}
 METRICS = {
     "classification": ("accuracy", 0, 100),
     "verification": ("eer", 0, 100),
     "asr": ("wer", 0, 1000),
 }
+TASKS = benchmark_tasks()
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +98,7 @@ def manifests(tmp_path_factory):
 
 
 def corpus_of(stem):
-    return "librispeech" if stem == "tiny_lstm" else stem.rpartition("_")[0]
+    return TASKS[stem].corpus if stem in TASKS else "librispeech"
 
 
 def command(stem, manifests, encoder, output_folder, *extra):
@@ -105,8 +113,7 @@ def command(stem, manifests, encoder, output_folder, *extra):
         "--noprogressbar",
         "--device=cpu",
         *([f"--head={head}"] if head else []),
-        *(["--vocab_size=60"] if "commonvoice" in stem else []),
-        *(["--test_batch_size=50"] if "fsdd" in stem else []),
+        *FASTER.get(corpus_of(stem), []),
         *extra,
     ]
     return words
@@ -125,6 +132,9 @@ def test_two_updates_and_the_evaluation(stem, manifests, encoder, tmp_path):
     for numbers in metrics["splits"].values():
         assert low <= numbers[name] <= high
         assert numbers["utterances"] > 0
+        below, above = numbers[f"{name}_interval"]
+        assert below <= numbers[name] <= above
+    assert metrics["miniature"] == (corpus_of(stem) != "fsdd")
     assert (tmp_path / "layer_weights.png").stat().st_size > 0
     assert len(metrics["layer_weights"]) == 2
 
@@ -153,6 +163,8 @@ def test_all_folds_with_mean_and_deviation(manifests, encoder, tmp_path):
     accuracies = torch.tensor([f["accuracy"] for f in folds]).double()
     assert joined["accuracy"] == pytest.approx(accuracies.mean().item())
     assert joined["accuracy_std"] == pytest.approx(accuracies.std().item())
+    low, high = joined["accuracy_interval"]
+    assert low < joined["accuracy"] < high
 
 
 def test_another_fold_needs_another_folder(
@@ -214,7 +226,10 @@ def test_two_processes_verify_as_one(manifests, encoder, tmp_path):
     assert metrics["updates"] == 2
     run(probe, [*words, "--test_only"])
     alone = read_metrics(tmp_path)["splits"]["test"]
-    assert alone == pytest.approx(metrics["splits"]["test"], abs=1e-4)
+    both = metrics["splits"]["test"]
+    interval = both.pop("eer_interval")
+    assert alone.pop("eer_interval") == pytest.approx(interval, abs=1e-4)
+    assert alone == pytest.approx(both, abs=1e-4)
     assert (tmp_path / "scores_test.csv").read_text() == scores
 
 

@@ -9,6 +9,7 @@ from summarymixing.errors import UserError
 from summarymixing.lobes.heads import UtteranceOutput
 from summarymixing.training.classification import (
     ClassificationTask,
+    ClassScore,
     LeaveOneSpeakerOut,
 )
 from summarymixing.training.probe import join_folds
@@ -119,6 +120,17 @@ def test_mp3s_speakers_are_another_column(tmp_path):
         )
 
 
+def test_accuracy_has_an_interval():
+    task = ClassificationTask(label="class")
+    scores = [ClassScore(str(i), "a", "ab"[i % 4 == 0]) for i in range(400)]
+    assert task.summarise(scores)["accuracy"] == 75.0
+    intervals = task.intervals(scores)
+    low, high = intervals["accuracy_interval"]
+    assert (low, high) == pytest.approx((70.8, 79.2), abs=0.7)
+    errors = intervals["error_rate_interval"]
+    assert errors == pytest.approx([100 - high, 100 - low])
+
+
 @pytest.mark.parametrize("fold", [0, 11, "every", None])
 def test_folds_that_do_not_exist(fold):
     with pytest.raises(ValueError, match="1 to 10 or all"):
@@ -129,13 +141,21 @@ def test_joining_folds():
     folds = [
         {
             "task": "classification",
-            "splits": {"utterances": {"accuracy": a, "utterances": 10}},
+            "splits": {
+                "utterances": {
+                    "accuracy": a,
+                    "accuracy_interval": [a - 9, a + 9],
+                    "utterances": 10,
+                }
+            },
             "valid": {"loss": a / 10},
             "layer_weights": [w, 1 - w],
         }
         for a, w in ((60.0, 0.5), (70.0, 0.25), (80.0, 0.0))
     ]
     joined = join_folds(folds)
+    interval = joined["splits"]["utterances"].pop("accuracy_interval")
+    assert interval == pytest.approx([70 - 27**0.5, 70 + 27**0.5])
     assert joined["splits"]["utterances"] == {
         "accuracy": 70.0,
         "accuracy_std": 10.0,

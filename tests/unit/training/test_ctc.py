@@ -127,6 +127,10 @@ def test_error_rates(task, tmp_path, references, hypotheses, wer, cer):
     scores = task.score(predicted, no_padding(predicted), make_rows(references))
     numbers = task.summarise(scores)
     assert numbers == pytest.approx({"wer": wer, "cer": cer})
+    intervals = task.intervals(scores)
+    for name, value in numbers.items():
+        low, high = intervals[f"{name}_interval"]
+        assert low <= value + 1e-9 and value - 1e-9 <= high
     task.write_report(tmp_path, "test", scores)
     report = (tmp_path / "wer_test.txt").read_text()
     assert f"%WER {wer:.2f}" in report

@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+from itertools import combinations
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.data.trials import read_trials
 from summarymixing.errors import UserError
 from summarymixing.lobes.heads import UtteranceOutput
-from summarymixing.training.verification import VerificationTask
+from summarymixing.training.verification import (
+    Embedded,
+    TrialTask,
+    VerificationTask,
+)
 
 TRIALS = "target,enrol,test\n1,a,b\n0,a,c\n0,b,d\n1,c,d\n"
 
@@ -158,3 +163,29 @@ def test_malformed_trials(text, message, tmp_path):
         path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_trials(path)
+
+
+def test_intervals_draw_speakers_where_there_are_enough(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    speakers = torch.randn(12, 8, generator=generator)
+    scores, lines = [], ["target,enrol,test"]
+    for number, speaker in enumerate(speakers):
+        for take in range(3):
+            embedding = speaker + torch.randn(8, generator=generator)
+            name = f"{number:02d}_{take}"
+            scores.append(Embedded(name, str(number), embedding))
+    for left, right in combinations(scores, 2):
+        same = int(left.speaker == right.speaker)
+        lines.append(f"{same},{left.id},{right.id}")
+    (tmp_path / "trials.csv").write_text("\n".join(lines) + "\n")
+    task = TrialTask(label="speaker", trials=tmp_path / "trials.csv")
+    eer = task.summarise(scores)["eer"]
+    low, high = task.intervals(scores)["eer_interval"]
+    assert low < eer < high
+    assert task.summarise(scores)["speakers"] == 12
+    # As if all were of five speakers: then utterances are drawn.
+    few = [s._replace(speaker=str(int(s.speaker) % 5)) for s in scores]
+    low_few, high_few = task.intervals(few)["eer_interval"]
+    own = [s._replace(speaker=s.id) for s in scores]
+    assert (low_few, high_few) == tuple(task.intervals(own)["eer_interval"])
+    assert (low_few, high_few) != (low, high)
