@@ -3,10 +3,11 @@
 python recipes/demo.py FOLDER [--audio=MY_RECORDINGS] [--updates=N]
 
 Builds miniature corpora with a speech synthesiser: Libri-Light (or takes
-your own recordings in its place), LibriSpeech, IEMOCAP and VoxCeleb1.
-Pre-trains a small wav2vec 2.0 model on two processes, then probes it and an
-encoder with random weights: speech recognition, classification, speaker
-verification. Run again, it goes on where it stopped.
+your own recordings in its place), LibriSpeech, SLURP and VoxCeleb1. Pre-trains
+a small wav2vec 2.0 model on two processes, then probes it and the same encoder
+with random weights: speech recognition, what a command is about, who speaks.
+The page says for each task whether pre-training helps. Run again, it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,17 @@ from summarymixing.suite.command_runner import (
     CommandRunner,
     as_typed,
 )
+from summarymixing.suite.results import mean_layer_weights, read_results
+from summarymixing.suite.table import LEAD, Table, TableCell
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 UPDATES = 500
 LIBRILIGHT_HOURS = 0.5
-# Corpora of the probes: hours, options of their preparation.
-PROBED: dict[str, tuple[float, list[str]]] = {
-    "librispeech": (0.25, []),
-    "iemocap": (0.2, ["--expected_utterances=0"]),
-    "voxceleb1": (0.2, []),
-}
+# Of each corpus of the probes: enough test utterances to tell a head on
+# pre-trained features from one on random ones.
+PROBE_HOURS = 0.3
+PROBED = ("librispeech", "slurp", "voxceleb1")
 # The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "librispeech_lstm": {
@@ -43,28 +45,36 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "learning_rate": 2e-3,
     },
-    "iemocap_linear": {
-        "number_of_epochs": 8,
+    "slurp_lstm": {
+        "number_of_epochs": 10,
+        "head": "{hidden_size: 64, num_layers: 1}",
         "batch_size": 8,
-        "learning_rate": 5e-3,
+        "learning_rate": 2e-3,
     },
     "voxceleb1_ecapa": {
         "head": "{channels: [64, 64, 64, 64, 192], embedding_size: 64}",
         "number_of_epochs": 6,
     },
 }
-ENCODERS = {"pretrained": "pre-trained", "pretrained_random": "random weights"}
-SEED = 1986
+ENCODERS = ("pretrained", "pretrained_random")  # as run_all names them
+NEXT_COMMANDS = (
+    "python recipes/prepare.py librilight LIBRILIGHT/medium MANIFESTS",
+    "torchrun --nproc_per_node=4 recipes/pretraining/train.py "
+    "hparams/pretraining/summarymixing_base.yaml --manifests=MANIFESTS "
+    "--output_folder=results/base",
+    "python recipes/mp3s/run_all.py --encoder=results/base/encoder "
+    "--corpora=CORPORA.yaml --seeds=3",
+)
 
 
-def run_step(steps: CommandRunner, title: str, command: list[str]) -> None:
+def run_step(runner: CommandRunner, title: str, command: list[str]) -> None:
     """Run a command, its output on the screen; UserError if it fails."""
     shown = shlex.join(as_typed(command))
-    print(f"\n{len(steps.done) + 1}. {title}\n   {shown}", flush=True)
-    step = steps.run(title, command)
-    if step.status:
+    print(f"\n{len(runner.done) + 1}. {title}\n   {shown}", flush=True)
+    ended = runner.run(title, command)
+    if ended.status:
         raise UserError(
-            f"the step '{title}' ended with status {step.status}; what went "
+            f"the step '{title}' ended with status {ended.status}; what went "
             f"wrong stands above. The same command goes on from here."
         )
 
@@ -83,22 +93,23 @@ def main() -> None:
     parser.add_argument(
         "--probe_hours",
         type=float,
-        help="of each corpus of the probes (default: 0.2 or a little more)",
+        default=PROBE_HOURS,
+        help="of each corpus of the probes (default: %(default)s)",
     )
     parser.add_argument("--probe_epochs", type=int, help="of every probe")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with CommandRunner(REPOSITORY) as steps:
-        prepare(steps, folder, arguments)
-        pretrain(steps, folder, arguments.updates)
-        probe(steps, folder, arguments)
-    page = write_report(folder, steps, arguments)
+    with CommandRunner(REPOSITORY) as runner:
+        prepare(runner, folder, arguments)
+        pretrain(runner, folder, arguments.updates)
+        probe(runner, folder, arguments)
+    page = write_report(folder, runner, arguments)
     print(f"\nDone. Open the report: {page}")
 
 
 def prepare(
-    steps: CommandRunner, folder: Path, arguments: argparse.Namespace
+    runner: CommandRunner, folder: Path, arguments: argparse.Namespace
 ) -> None:
     """Make the manifests of pre-training."""
     build = [sys.executable, "recipes/miniature.py"]
@@ -108,18 +119,18 @@ def prepare(
     if arguments.audio:
         source = str(arguments.audio.resolve())
         run_step(
-            steps, "Prepare your recordings", [*make, "folder", source, target]
+            runner, "Prepare your recordings", [*make, "folder", source, target]
         )
     else:
         hours = f"--hours={arguments.librilight_hours}"
         run_step(
-            steps,
+            runner,
             "Build a miniature Libri-Light",
             [*build, "librilight", str(librilight), hours],
         )
         # The paper keeps clips of up to 60 s; a batch here has 30 s.
         run_step(
-            steps,
+            runner,
             "Prepare it: clips by voice activity, no audio rewritten",
             [
                 *make,
@@ -131,10 +142,10 @@ def prepare(
         )
 
 
-def pretrain(steps: CommandRunner, folder: Path, updates: int) -> None:
+def pretrain(runner: CommandRunner, folder: Path, updates: int) -> None:
     """Pre-train on two processes."""
     run_step(
-        steps,
+        runner,
         "Pre-train wav2vec 2.0 with a SummaryMixing Conformer, two processes",
         [
             *TORCHRUN,
@@ -151,33 +162,32 @@ def pretrain(steps: CommandRunner, folder: Path, updates: int) -> None:
 
 
 def probe(
-    steps: CommandRunner, folder: Path, arguments: argparse.Namespace
+    runner: CommandRunner, folder: Path, arguments: argparse.Namespace
 ) -> None:
     """Build the corpora of the probes, and run these with one command."""
-    corpora: dict[str, Any] = {"manifests": "manifests"}
-    for name, (hours, options) in PROBED.items():
+    corpora = {"manifests": "manifests"}
+    for name in PROBED:
         built = folder / "corpora" / name
         run_step(
-            steps,
+            runner,
             f"Build a miniature {name}",
             [
                 sys.executable,
                 "recipes/miniature.py",
                 name,
                 str(built),
-                f"--hours={arguments.probe_hours or hours}",
+                f"--hours={arguments.probe_hours}",
             ],
         )
         root = built / "LibriSpeech" if name == "librispeech" else built
-        corpora[name] = {"source": str(root), "options": options}
+        corpora[name] = str(root)
     # JSON is YAML.
     (folder / "corpora.yaml").write_text(json.dumps(corpora, indent=2) + "\n")
-    overrides = {task: dict(values) for task, values in OVERRIDES.items()}
+    changes = {}
     if arguments.probe_epochs is not None:
-        for values in overrides.values():
-            values["number_of_epochs"] = arguments.probe_epochs
+        changes["number_of_epochs"] = arguments.probe_epochs
     run_step(
-        steps,
+        runner,
         "Prepare them and probe both encoders on frozen features",
         [
             sys.executable,
@@ -187,12 +197,11 @@ def probe(
             f"--corpora={folder / 'corpora.yaml'}",
             f"--tasks={','.join(OVERRIDES)}",
             "--seeds=1",
-            "--iemocap_fold=1",
             "--override=num_workers=1",
             *[
                 f"--override={task}:{key}={value}"
-                for task, values in overrides.items()
-                for key, value in values.items()
+                for task, values in OVERRIDES.items()
+                for key, value in {**values, **changes}.items()
             ],
             f"--output_folder={folder / 'probes'}",
         ],
@@ -200,62 +209,30 @@ def probe(
 
 
 def write_report(
-    folder: Path, steps: CommandRunner, arguments: argparse.Namespace
+    folder: Path, runner: CommandRunner, arguments: argparse.Namespace
 ) -> Path:
-    """Write one page with the curves, the error rates and the commands."""
+    """Write one page with the answer, the curves and the commands."""
     # Imported late: `--help` should not wait for torch.
     from summarymixing.html_page import Page, draw_curves, draw_layer_weights
     from summarymixing.run.records import read_log
 
-    run = read_metrics(folder / "pretraining")
-    probes = {
-        task: {
-            name: read_metrics(folder / "probes" / name / task / f"seed_{SEED}")
-            for name in ENCODERS
-        }
-        for task in OVERRIDES
-    }
-    report = Page("summarymixing: from audio to a probed encoder")
-    report.paragraph(
-        f"A wav2vec 2.0 model of {run['parameters'] / 1e6:.1f} million "
-        f"parameters with a SummaryMixing Conformer was pre-trained on "
-        f"{run['train_hours']:.2f} h of "
-        f"{'your recordings' if arguments.audio else 'synthetic speech'} for "
-        f"{run['update']} updates, by two processes on the CPU. Then the same "
-        f"small heads were trained on its frozen features and on those of an "
-        f"encoder with random weights: a recogniser, a classifier of four "
-        f"ways of speaking in place of emotions, and embeddings of speakers. "
-        f"The numbers show that every part works. All speech comes from a "
-        f"synthesiser, so they say nothing about real corpora, and a handful "
-        f"of test utterances tells little."
+    results = read_results(folder / "probes")
+    metrics = (folder / "pretraining" / "metrics.json").read_text("utf-8")
+    page = Page("summarymixing: from audio to a probed encoder")
+    page.paragraph(introduce(json.loads(metrics), arguments))
+    page.heading("Does pre-training help?")
+    page.table(
+        ["", "pre-trained\n%", "random weights\n%", "Does it help?"],
+        answer(Table(results)),
     )
-    report.heading("Does pre-training help?")
-    report.table(
-        ["task", "split", "utterances", "%", *ENCODERS.values()],
-        [
-            [
-                task,
-                split,
-                numbers["utterances"],
-                metric,
-                *[
-                    round(by_encoder[name]["splits"][split][metric], 1)
-                    for name in ENCODERS
-                ],
-            ]
-            for task, by_encoder in probes.items()
-            for split, numbers in by_encoder["pretrained"]["splits"].items()
-            for metric in ("wer", "cer", "accuracy", "eer")
-            if metric in numbers
-        ],
+    page.paragraph(
+        "In brackets: the 95 % interval, which is how far another test set of "
+        "this size could move the number. Where the two intervals overlap, the "
+        "test utterances are too few to decide. Tables, curves and every "
+        f"command of the probes: {folder / 'probes' / 'report.html'}"
     )
-    report.paragraph(
-        f"Accuracy: the higher the better; all others: the lower. Tables, "
-        f"curves and every command of the probes: "
-        f"{folder / 'probes' / 'report.html'}"
-    )
-    report.heading("Pre-training")
-    report.figure(
+    page.heading("Pre-training")
+    page.figure(
         draw_curves(
             {"SummaryMixing": read_log(folder / "pretraining")},
             {
@@ -268,46 +245,73 @@ def write_report(
         "something only while the codebook stays in use: 128 is full use, "
         "and a blind guess among 100 negatives is right in 1 % of the cases.",
     )
-    report.heading("Which layers do the probes listen to?")
-    report.figure(
-        draw_layer_weights(
-            {
-                "pre-trained": {
-                    task: by_encoder["pretrained"]["layer_weights"]
-                    for task, by_encoder in probes.items()
-                }
-            }
-        ),
-        "Softmax weights of the hidden states of the pre-trained encoder; 0 "
-        "is the input of the first layer.",
+    page.heading("Which layers do the probes use?")
+    page.figure(
+        draw_layer_weights(mean_layer_weights(results)),
+        "Softmax weights of the hidden states; 0 is the input of the first "
+        "layer.",
     )
-    report.heading("What was run")
-    report.table(
+    page.heading("What was run")
+    page.table(
         ["step", "seconds"],
-        [[step.title, round(step.seconds, 1)] for step in steps.done],
+        [[ended.title, round(ended.seconds, 1)] for ended in runner.done],
     )
-    report.commands([shlex.join(step.command) for step in steps.done])
-    report.heading("How to go on")
-    report.paragraph(
+    page.commands([shlex.join(ended.command) for ended in runner.done])
+    page.heading("How to go on")
+    page.paragraph(
         "The same code with another file starts the paper's model of 155 "
         "million parameters on four GPUs and Libri-Light medium:"
     )
-    report.commands(
-        [
-            "python recipes/prepare.py librilight LIBRILIGHT/medium MANIFESTS",
-            "torchrun --nproc_per_node=4 recipes/pretraining/train.py "
-            "hparams/pretraining/summarymixing_base.yaml "
-            "--manifests=MANIFESTS --output_folder=results/base",
-            "python recipes/mp3s/run_all.py --encoder=results/base/encoder "
-            "--corpora=CORPORA.yaml --seeds=3",
-        ]
+    page.commands(NEXT_COMMANDS)
+    return page.write(folder / "report.html")
+
+
+def introduce(metrics: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+    """Say what was done, from the metrics of the pre-training."""
+    audio = "your recordings" if arguments.audio else "synthetic speech"
+    return (
+        f"A wav2vec 2.0 model of {metrics['parameters'] / 1e6:.1f} million "
+        "parameters with a SummaryMixing Conformer was pre-trained on "
+        f"{metrics['train_hours']:.2f} h of {audio} for {metrics['update']} "
+        "updates, by two processes on the CPU. Then the same small heads were "
+        "trained on its frozen features and on those of the same encoder with "
+        "random weights. All speech of the probes comes from a synthesiser: "
+        "the numbers compare these two encoders, and say nothing about the "
+        "corpora that the miniatures are named after."
     )
-    return report.write(folder / "report.html")
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read `metrics.json` of a run."""
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+def answer(table: Table) -> list[list[str]]:
+    """Return a line for each task: both encoders, and whether it helps."""
+    lines = []
+    for (task, split), head in zip(
+        table.columns, table.header()[len(LEAD) :], strict=True
+    ):
+        ours, random = (table.cell(name, task, split) for name in ENCODERS)
+        helps = does_it_help(ours, random, task.higher_is_better)
+        lines.append([head, ours.text(), random.text(), helps])
+    return lines
+
+
+def does_it_help(
+    pretrained: TableCell, random: TableCell, higher_is_better: bool
+) -> str:
+    """Compare the intervals of two encoders.
+
+    Example
+    -------
+    >>> wer = TableCell((20.0,), ((18.0, 22.0),))
+    >>> does_it_help(wer, TableCell((90.0,), ((85.0, 95.0),)), False)
+    'yes'
+    >>> does_it_help(wer, TableCell((23.0,), ((21.0, 25.0),)), False)
+    'not decided by so few utterances'
+    """
+    if pretrained.interval is None or random.interval is None:
+        return "not measured"
+    (low, high), (other_low, other_high) = pretrained.interval, random.interval
+    if low <= other_high and other_low <= high:
+        return "not decided by so few utterances"
+    return "yes" if (low > other_high) == higher_is_better else "no"
 
 
 if __name__ == "__main__":

@@ -152,12 +152,11 @@ def read_results(
         set(first_start) - set(encoders),
         key=lambda name: (first_start[name], name),
     )
-    names = list(tasks)
     return sorted(
         results,
         key=lambda r: (
             encoders.index(r.encoder),
-            names.index(r.task.name),
+            _place(r.task),
             r.seed,
         ),
     )
@@ -185,12 +184,14 @@ def _name_miniatures(results: Sequence[RunResult]) -> list[RunResult]:
 
 def tasks_of(results: Sequence[RunResult]) -> list[BenchmarkTask]:
     """Return the tasks of results, in the order of the table."""
+    return sorted({result.task for result in results}, key=_place)
+
+
+def _place(task: BenchmarkTask) -> tuple[int, str]:
+    """Return where a task stands: the user's own come last, by title."""
     names = list(benchmark_tasks())
-    present = dict.fromkeys(result.task for result in results)
-    return sorted(
-        present,
-        key=lambda t: names.index(t.name) if t.name in names else len(names),
-    )
+    known = task.name in names
+    return names.index(task.name) if known else len(names), task.title
 
 
 def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:

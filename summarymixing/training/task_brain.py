@@ -281,7 +281,7 @@ class TaskBrain(ResumableBrain):
             "task": self.task.name,
             "encoder": str(h.encoder),
             "random_encoder": h.random_encoder,
-            "miniature": is_miniature(h.manifests),
+            "miniature": is_miniature(Path(h.manifests)),
             "splits": splits,
             "valid": _saved_metrics(self._tested_checkpoint()),
             "epochs": _saved_metrics(last).get("epoch", 0),
