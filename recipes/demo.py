@@ -30,6 +30,7 @@ from summarymixing.suite.results import mean_layer_weights, read_results
 from summarymixing.suite.table import LEAD, Table, TableCell
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PREPARE, MINIATURE = "recipes/prepare.py", "recipes/miniature.py"
 
 UPDATES = 500
 LIBRILIGHT_HOURS = 0.5
@@ -67,15 +68,16 @@ NEXT_COMMANDS = (
 )
 
 
-def run_step(runner: CommandRunner, title: str, command: list[str]) -> None:
-    """Run a command, its output on the screen; UserError if it fails."""
+def run_step(runner: CommandRunner, title: str, *words: object) -> None:
+    """Run a script, its output on the screen; UserError if it fails."""
+    command = [sys.executable, *map(str, words)]
     shown = shlex.join(as_typed(command))
     print(f"\n{len(runner.done) + 1}. {title}\n   {shown}", flush=True)
     ended = runner.run(title, command)
     if ended.status:
         raise UserError(
             f"the step '{title}' ended with status {ended.status}; what went "
-            f"wrong stands above. The same command goes on from here."
+            "wrong stands above. The same command goes on from here."
         )
 
 
@@ -112,34 +114,20 @@ def prepare(
     runner: CommandRunner, folder: Path, arguments: argparse.Namespace
 ) -> None:
     """Make the manifests of pre-training."""
-    build = [sys.executable, "recipes/miniature.py"]
-    make = [sys.executable, "recipes/prepare.py"]
-    librilight = folder / "corpora" / "librilight"
-    target = str(folder / "manifests" / "pretraining")
+    manifests = folder / "manifests" / "pretraining"
     if arguments.audio:
-        source = str(arguments.audio.resolve())
-        run_step(
-            runner, "Prepare your recordings", [*make, "folder", source, target]
-        )
-    else:
-        hours = f"--hours={arguments.librilight_hours}"
-        run_step(
-            runner,
-            "Build a miniature Libri-Light",
-            [*build, "librilight", str(librilight), hours],
-        )
-        # The paper keeps clips of up to 60 s; a batch here has 30 s.
-        run_step(
-            runner,
-            "Prepare it: clips by voice activity, no audio rewritten",
-            [
-                *make,
-                "librilight",
-                str(librilight),
-                target,
-                "--max_clip_seconds=30",
-            ],
-        )
+        audio = arguments.audio.resolve()
+        title = "Prepare your recordings"
+        run_step(runner, title, PREPARE, "folder", audio, manifests)
+        return
+    corpus = folder / "corpora" / "librilight"
+    hours = f"--hours={arguments.librilight_hours}"
+    title = "Build a miniature Libri-Light"
+    run_step(runner, title, MINIATURE, "librilight", corpus, hours)
+    # The paper keeps clips of up to 60 s; a batch here has 30 s.
+    limit = "--max_clip_seconds=30"
+    title = "Prepare it: clips by voice activity, no audio rewritten"
+    run_step(runner, title, PREPARE, "librilight", corpus, manifests, limit)
 
 
 def pretrain(runner: CommandRunner, folder: Path, updates: int) -> None:
@@ -147,17 +135,15 @@ def pretrain(runner: CommandRunner, folder: Path, updates: int) -> None:
     run_step(
         runner,
         "Pre-train wav2vec 2.0 with a SummaryMixing Conformer, two processes",
-        [
-            *TORCHRUN,
-            "--nproc_per_node=2",
-            "recipes/pretraining/train.py",
-            "hparams/pretraining/tiny.yaml",
-            f"--manifests={folder / 'manifests' / 'pretraining'}",
-            f"--output_folder={folder / 'pretraining'}",
-            f"--max_updates={updates}",
-            f"--checkpoint_every_updates={max(updates // 6, 1)}",
-            f"--warmup_updates={max(updates // 6, 1)}",
-        ],
+        *TORCHRUN[1:],
+        "--nproc_per_node=2",
+        "recipes/pretraining/train.py",
+        "hparams/pretraining/tiny.yaml",
+        f"--manifests={folder / 'manifests' / 'pretraining'}",
+        f"--output_folder={folder / 'pretraining'}",
+        f"--max_updates={updates}",
+        f"--checkpoint_every_updates={max(updates // 6, 1)}",
+        f"--warmup_updates={max(updates // 6, 1)}",
     )
 
 
@@ -168,16 +154,9 @@ def probe(
     corpora = {"manifests": "manifests"}
     for name in PROBED:
         built = folder / "corpora" / name
+        hours = f"--hours={arguments.probe_hours}"
         run_step(
-            runner,
-            f"Build a miniature {name}",
-            [
-                sys.executable,
-                "recipes/miniature.py",
-                name,
-                str(built),
-                f"--hours={arguments.probe_hours}",
-            ],
+            runner, f"Build a miniature {name}", MINIATURE, name, built, hours
         )
         root = built / "LibriSpeech" if name == "librispeech" else built
         corpora[name] = str(root)
@@ -189,22 +168,19 @@ def probe(
     run_step(
         runner,
         "Prepare them and probe both encoders on frozen features",
-        [
-            sys.executable,
-            "recipes/mp3s/run_all.py",
-            f"--encoder=pretrained={folder / 'pretraining' / 'encoder'}",
-            "--random",
-            f"--corpora={folder / 'corpora.yaml'}",
-            f"--tasks={','.join(OVERRIDES)}",
-            "--seeds=1",
-            "--override=num_workers=1",
-            *[
-                f"--override={task}:{key}={value}"
-                for task, values in OVERRIDES.items()
-                for key, value in {**values, **changes}.items()
-            ],
-            f"--output_folder={folder / 'probes'}",
+        "recipes/mp3s/run_all.py",
+        f"--encoder=pretrained={folder / 'pretraining' / 'encoder'}",
+        "--random",
+        f"--corpora={folder / 'corpora.yaml'}",
+        f"--tasks={','.join(OVERRIDES)}",
+        "--seeds=1",
+        "--override=num_workers=1",
+        *[
+            f"--override={task}:{key}={value}"
+            for task, values in OVERRIDES.items()
+            for key, value in {**values, **changes}.items()
         ],
+        f"--output_folder={folder / 'probes'}",
     )
 
 

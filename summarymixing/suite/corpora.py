@@ -131,11 +131,12 @@ def _load(path: Path) -> dict[Any, Any]:
 
 def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
     """Return what is wrong with the keys and values of an entry."""
-    if name not in PREPARE_NAMES and MANIFESTS not in parts:
+    is_own = name not in PREPARE_NAMES
+    if is_own and ("source" in parts or MANIFESTS not in parts):
         return (
             "recipes/prepare.py does not know this corpus; "
-            f"{nearest(name, [*PREPARE_NAMES, MANIFESTS])} For your own, "
-            "write {manifests: FOLDER}"
+            f"{nearest(name, [*PREPARE_NAMES, MANIFESTS])} Your own needs "
+            "{manifests: FOLDER}, and no source"
         )
     for key, value in parts.items():
         if key not in KEYS_OF_AN_ENTRY:
@@ -150,8 +151,6 @@ def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
             return f"not a folder: {value!r}"
     if not {"source", MANIFESTS} & set(parts):
         return "neither a source nor manifests"
-    if "source" in parts and name not in PREPARE_NAMES:
-        return "recipes/prepare.py does not know it; leave its source out"
     return None
 
 

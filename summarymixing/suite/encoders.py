@@ -62,16 +62,12 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[EncoderSource]:
     """
     if not words:
         raise UserError("which encoder? --encoder=[NAME=]FOLDER")
-    names: list[str | None] = []
-    sources = []
-    for word in words:
-        name, source = _split(word)
-        names.append(name)
-        sources.append(_find(source))
-    derived = _name(sources)
+    pairs = [_split(word) for word in words]
+    found = [(name, _find(source)) for name, source in pairs]
+    derived = _name([source for _, source in found])
     encoders = [
         EncoderSource(name or derived[source], source, digest=digest_of(source))
-        for name, source in zip(names, sources, strict=True)
+        for name, source in found
     ]
     if random:
         first = encoders[0]

@@ -51,49 +51,25 @@ def run_plan(plan: Plan, runner: CommandRunner) -> list[Command]:
         if not _run(command, runner):
             failed.append(command)
             unprepared[command.corpus] = command
-    progress = _Progress(len(to_do))
-    for run in to_do:
-        print(f"{progress.next()} {run.title}: ", end="", flush=True)
+    start, num_run = time.monotonic(), 0
+    for number, run in enumerate(to_do, start=1):
+        print(f"[{number}/{len(to_do)}] {run.title}: ", end="", flush=True)
         if run.corpus in unprepared:
             log = str(unprepared[run.corpus].log)
             run.write_record(state=FAILED, log=log)
             print(f"not run, {run.corpus} could not be prepared")
             failed.append(run)
-            progress.skip()
             continue
-        if not _run(run, runner, progress):
+        if not _run(run, runner):
             failed.append(run)
+        num_run += 1
+        spent = time.monotonic() - start
+        left = spent / num_run * (len(to_do) - number)
+        print(f"  {duration(spent)} so far, about {duration(left)} left")
     return failed
 
 
-class _Progress:
-    """Counts runs, and guesses the rest from those so far."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.number = 0
-        self.skipped = 0
-        self.start = time.monotonic()
-
-    def next(self) -> str:
-        self.number += 1
-        return f"[{self.number}/{self.total}]"
-
-    def skip(self) -> None:
-        self.skipped += 1
-
-    def __str__(self) -> str:
-        elapsed = time.monotonic() - self.start
-        mean = elapsed / max(self.number - self.skipped, 1)
-        left = mean * (self.total - self.number)
-        return f"{duration(elapsed)} so far, about {duration(left)} left"
-
-
-def _run(
-    command: Command,
-    runner: CommandRunner,
-    progress: _Progress | None = None,
-) -> bool:
+def _run(command: Command, runner: CommandRunner) -> bool:
     """Run one command, say how it ended and return whether it went well."""
     with _record(command) as record:
         if reason := command.reason_not_to_run():
@@ -104,29 +80,21 @@ def _run(
         note.unlink(missing_ok=True)
         ended = runner.run(command.title, command.words, command.log)
         record["status"] = ended.status
-        wrong = (
-            f"status {ended.status}"
-            if ended.status
-            else command.missing_output()
-        )
+        wrong = command.missing_output()
+        if ended.status:
+            wrong = f"status {ended.status}"
         record["state"] = FAILED if wrong else DONE
         if ended.status in (STOPPED_STATUS, INTERRUPTED_STATUS):
             # By someone else than us, for example by a scheduler.
             raise Interrupted(ended.status)
         if ended.status and note.exists():
             raise Interrupted(STOPPED_STATUS)  # which torchrun hides
-    rest = f"; {progress}" if progress else ""
-    if wrong is None:
-        print(f"done in {duration(ended.seconds)}{rest}", flush=True)
+    if not wrong:
+        print(f"done in {duration(ended.seconds)}", flush=True)
         return True
-    print(f"FAILED after {duration(ended.seconds)}, {wrong}{rest}")
-    print(f"  the end of {command.log}:")
-    print(
-        "\n".join(
-            f"  | {line}" for line in read_tail(command.log).splitlines()
-        ),
-        flush=True,
-    )
+    print(f"FAILED after {duration(ended.seconds)}, {wrong}")
+    tail = read_tail(command.log).replace("\n", "\n  | ")
+    print(f"  the end of {command.log}:\n  | {tail}", flush=True)
     return False
 
 
@@ -160,9 +128,7 @@ def duration(seconds: float) -> str:
     >>> duration(7.4), duration(190), duration(30 * 3600)
     ('7 s', '3 min 10 s', '30 h 0 min')
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -221,18 +221,10 @@ def choose_tasks(
 
 def describe_tasks() -> str:
     """Return one line for each task."""
-    lines = [("task", "", "in %", "corpus", "script")]
-    lines += [
-        (
-            task.name,
-            "paper" if task.in_paper else "",
-            task.metric_label,
-            task.corpus,
-            task.script,
-        )
+    lines = [
+        f"{task.name:<24}{'paper' if task.in_paper else '':<7}"
+        f"{task.metric_label:<6}{task.corpus:<17}{task.script}"
         for task in benchmark_tasks().values()
     ]
-    return "\n".join(
-        f"{name:<24}{paper:<7}{metric:<6}{corpus:<17}{script}"
-        for name, paper, metric, corpus, script in lines
-    )
+    header = f"{'task':<24}{'':<7}{'in %':<6}{'corpus':<17}script"
+    return "\n".join([header, *lines])

@@ -69,7 +69,7 @@ def test_a_corpus_of_ones_own_needs_manifests(write, tmp_path):
     corpora = read_corpora(write("mine: {manifests: ../ready}"), tmp_path)
     assert list(corpora) == ["mine"] and corpora["mine"].source is None
     both = write("mine: {manifests: ../ready, source: ls}")
-    with pytest.raises(UserError, match="leave its source out"):
+    with pytest.raises(UserError, match="and no source"):
         read_corpora(both, tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_one_that_fails_does_not_stop_the_others(make_plan, tmp_path, capsys):
     assert states == ["failed", "failed", "done"]
     shown = capsys.readouterr().out
     assert "[1/3] mine, librispeech_lstm, seed 1986: FAILED after" in shown
-    assert ", status 1; " in shown and "left\n" in shown
+    assert ", status 1\n" in shown and "left\n" in shown
     assert "  | on the way\n" in shown and "  | error: no good\n" in shown
     assert "it wrote no metrics.json" in shown
     assert "[3/3] mine, commonvoice_cy_lstm, seed 1986: done in" in shown
