@@ -210,7 +210,7 @@ def write_report(
     page.heading("Pre-training")
     page.figure(
         draw_curves(
-            {"SummaryMixing": read_log(folder / "pretraining")},
+            {"SummaryMixing": [read_log(folder / "pretraining")]},
             {
                 "loss": "loss",
                 "accuracy": "contrastive accuracy",

@@ -39,6 +39,7 @@ pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
 """
 
 Cell = str | float | int
+Log = Sequence[Mapping[str, Any]]
 
 # Equal figures make equal files: names inside come from their content.
 HASH_SALT = "summarymixing"
@@ -167,57 +168,40 @@ def _format(value: Cell, is_bold: bool) -> str:
 
 
 def draw_curves(
-    logs: Mapping[str, Sequence[Mapping[str, Any]]],
-    panels: Mapping[str, str],
-    stage: str = "valid",
-    groups: Mapping[str, str] | None = None,
+    logs: Mapping[str, Sequence[Log]], panels: Mapping[str, str]
 ) -> Figure:
-    """Draw numbers of one or more runs over updates, one panel a number.
+    """Draw what the validations of runs have found, over updates.
 
     Arguments
     ---------
     logs : mapping
-        Name of a run -> entries of its `log.jsonl` (`records.read_log`).
+        Name in the legend -> the logs of its runs (`records.read_log`), which
+        have one colour.
     panels : mapping
-        Key in the log -> title of its panel.
-    stage : str
-        "train" or "valid".
-    groups : mapping, optional
-        Name of a run -> what the legend calls it; runs that are called the
-        same have one colour.
+        Key in the logs -> title of its panel.
 
     Returns
     -------
     Figure
     """
-    names = {name: (groups or {}).get(name, name) for name in logs}
-    colours = {
-        name: f"C{i % 10}"
-        for i, name in enumerate(dict.fromkeys(names.values()))
-    }
     figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
-        for name, entries in logs.items():
-            points = [
-                (entry["update"], entry[key])
-                for entry in entries
-                if entry["stage"] == stage and key in entry
-            ]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    color=colours[names[name]],
-                    linewidth=1.2,
-                    label=names[name],
-                )
+        for number, (name, runs) in enumerate(logs.items()):
+            colour = f"C{number % 10}"
+            for entries in runs:
+                points = [
+                    (entry["update"], entry[key])
+                    for entry in entries
+                    if entry["stage"] == "valid" and key in entry
+                ]
+                axis.plot(*zip(*points, strict=True), color=colour, lw=1.2)
+            axis.plot([], color=colour, label=name)  # once in the legend
         axis.set(title=title, xlabel="update")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if len(colours) > 1:
-        handles, labels = axes[0].get_legend_handles_labels()
-        of_label = dict(zip(labels, handles, strict=True))
-        axes[0].legend(of_label.values(), of_label, frameon=False)
+    if len(logs) > 1:
+        axes[0].legend(frameon=False)
     return figure
 
 

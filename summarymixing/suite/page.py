@@ -124,32 +124,27 @@ def _add_curves(
     """Add a figure with the validation of every run of a task."""
     from summarymixing.html_page import draw_curves
 
-    runs = {
-        f"{r.encoder}, seed {r.seed}{name}": (r.encoder, log)
-        for r in results
-        for name, log in _read_logs(r.folder).items()
-    }
-    logs = {name: log for name, (_, log) in runs.items()}
-    panels = _find_panels(task, list(logs.values()))
+    logs: dict[str, list[Any]] = {}
+    for result in results:
+        if found := _read_logs(result.folder):
+            logs.setdefault(result.encoder, []).extend(found)
+    panels = _find_panels(task, [log for runs in logs.values() for log in runs])
     if panels:
         page.heading(f"Validation: {task.title}")
-        figure = draw_curves(
-            logs,
-            panels,
-            groups={name: encoder for name, (encoder, _) in runs.items()},
-        )
-        page.figure(figure, "After each epoch; a line for each seed.")
+        figure = draw_curves(logs, panels)
+        page.figure(figure, "After each epoch; a line for each run.")
 
 
-def _read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_logs(folder: Path) -> list[list[dict[str, Any]]]:
     """Read the log of a run, or those of its folds."""
     # Imported late: it imports torch.
     from summarymixing.run.records import read_log
 
-    if own := read_log(folder):
-        return {"": own}
-    paths = sorted(folder.glob("*/log.jsonl"))
-    return {f", {p.parent.name}": read_log(p.parent) for p in paths}
+    folders = (
+        folder,
+        *sorted(path.parent for path in folder.glob("*/log.jsonl")),
+    )
+    return [log for one in folders if (log := read_log(one))]
 
 
 def _find_panels(
