@@ -32,7 +32,7 @@ ALL = "all"
 
 
 class ClassScore(NamedTuple):
-    """id : of the utterance; label, predicted : classes."""
+    """The id of an utterance, its class and the predicted one."""
 
     id: str
     label: str
@@ -83,9 +83,9 @@ class ClassificationTask(ProbeTask):
     Arguments
     ---------
     label : str
-        Column of the classes.
+        The column of the classes.
     fold : LeaveOneSpeakerOut, optional
-        Takes each role from one and the same manifest.
+        Divides one manifest into training, validation and test.
 
     Example
     -------
@@ -114,7 +114,6 @@ class ClassificationTask(ProbeTask):
 
     def fit(self, train: Manifest, folder: Path) -> None:
         """Collect the classes of the training utterances."""
-        del folder
         if self.fold and self.fold.column not in train.label_names:
             raise UserError(
                 f"{train.path} has no column {self.fold.column}, which "
@@ -158,7 +157,6 @@ class ClassificationTask(ProbeTask):
         rows: Sequence[Row],
     ) -> Tensor:
         """Cross entropy, (B,); zero for a label that training never saw."""
-        del padding_mask
         logits = predicted.logits.float()
         return F.cross_entropy(
             logits,
@@ -174,7 +172,6 @@ class ClassificationTask(ProbeTask):
         rows: Sequence[Row],
     ) -> list[ClassScore]:
         """Compare the likeliest class with the label."""
-        del padding_mask
         return [
             ClassScore(row.id, row.labels[self.label], self.outputs[index])
             for row, index in zip(

@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 
 
 class TextScore(NamedTuple):
-    """words, characters : SpeechBrain's details of the errors."""
+    """SpeechBrain's details of the errors of an utterance."""
 
     words: dict
     characters: dict
@@ -73,6 +73,7 @@ class BeamSearch:
         spelt like the transcripts. UserError where it, or a package that
         reads it, is missing.
     beam_size : int
+        How many texts are kept at each frame.
     beam_prune_logp, token_prune_min_logp : float
         Texts that are less likely than the best by so much are given up;
         tokens below so much are not tried.
@@ -165,21 +166,21 @@ def _check_kenlm(model: Path) -> None:
 
 
 def make_decoder(name: str, kenlm_model: str | Path | None = None) -> Decoder:
-    """Return the decoder of a name, greedy or beam, for recipe files.
+    """Return the decoder of a name, greedy or beam, for YAML files.
 
     Arguments
     ---------
     name : str
-        UserError for another one.
+        "greedy" or "beam"; UserError for another one.
     kenlm_model : str or Path, optional
-        See `BeamSearch`.
+        The language model of the beam search; see `BeamSearch`.
     """
     if name not in ("greedy", "beam"):
         raise UserError(f"decoder is greedy or beam, not {name!r}.")
     if name == "beam":
         return BeamSearch(kenlm_model)
     if kenlm_model is not None:
-        raise UserError("a kenlm_model needs --decoder=beam.")
+        raise UserError("a kenlm_model needs --decoder=beam; give both or none")
     return decode_greedily
 
 
@@ -189,9 +190,9 @@ class CtcTask(ProbeTask):
     Arguments
     ---------
     label : str
-        Column of the transcripts. White space separates words.
+        The column of the transcripts, in which white space separates words.
     tokenizer : callable
-        See `TokenizerFactory`; made from all training transcripts.
+        Called with all training transcripts; see `TokenizerFactory`.
     max_train_s : float, optional
         Leave longer utterances out of training.
     min_words : int
@@ -200,8 +201,8 @@ class CtcTask(ProbeTask):
         Leave them out of validation and tests as well, as MP3S does for
         Common Voice: short sentences are the hard ones.
     decoder : callable
-        Of the tests, see `Decoder`. Validation is greedy: it is done after
-        every epoch.
+        How tests decode; see `Decoder`. Validation is greedy, since it is
+        done after every epoch.
 
     Example
     -------
@@ -276,7 +277,9 @@ class CtcTask(ProbeTask):
         Arguments
         ---------
         split : str
+            The name of the split, for the warning.
         manifest : Manifest
+            The utterances of the split.
 
         Returns
         -------
@@ -304,7 +307,7 @@ class CtcTask(ProbeTask):
     def loss(
         self, predicted: Tensor, padding_mask: Tensor, rows: Sequence[Row]
     ) -> Tensor:
-        """CTC loss for each token of a transcript, (B,).
+        """Return the CTC loss divided by the length of the transcript, (B,).
 
         Arguments
         ---------
@@ -313,6 +316,7 @@ class CtcTask(ProbeTask):
         padding_mask : Tensor, bool, (B, T)
             True on padding.
         rows : sequence of B Rows
+            The utterances, with their transcripts.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""How much a probe uses each layer: a file of numbers and a drawing."""
+"""How much a probe uses each layer: a file of weights and a drawing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_layer_weights(output_folder: Path) -> None:
     Arguments
     ---------
     output_folder : Path
-        Of a run; layer 0 is the input of the first layer.
+        The folder of a run; layer 0 is the input of the first layer.
     """
     entries = [e for e in read_log(output_folder) if e["stage"] == STAGE]
     epochs = [

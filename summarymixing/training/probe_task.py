@@ -20,11 +20,11 @@ class ProbeTask(ABC):
     Arguments
     ---------
     label : str
-        Label column of the manifests.
+        The column of the manifests that holds the labels.
     """
 
     name: str  # in metrics.json
-    metrics: tuple[str, ...]  # numbers of `summarise`; the lower the better
+    metrics: tuple[str, ...]  # of `summarise`; those where lower is better
     outputs: list[str]  # what each output of the head stands for, after `fit`
 
     def __init__(self, *, label: str) -> None:
@@ -37,26 +37,21 @@ class ProbeTask(ABC):
         Arguments
         ---------
         train : Manifest
-            All of it, before `keeps` has chosen.
+            All utterances, before `keeps` has chosen.
         folder : Path
-            Of the run, for what is worth keeping.
+            The output folder of the run, for what is worth keeping.
         """
 
     def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
         """Count what is wrong with the labels of a split, for metrics.json."""
-        del split, manifest
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """Return what a run must not change when it goes on, beside outputs.
-
-        JSON-able.
-        """
+        """Return what must stay when a run goes on, beside outputs, as JSON."""
         return {}
 
     def keeps(self, row: Row, role: Role) -> bool:
         """Return whether an utterance of a split is used."""
-        del row, role
         return True
 
     def adapt(self, row: Row, epoch: int) -> Row:
@@ -65,7 +60,6 @@ class ProbeTask(ABC):
         What is random must come from its epoch and id alone. Called in the
         processes that load the data.
         """
-        del epoch
         return row
 
     def for_test(self) -> ProbeTask:
@@ -89,6 +83,7 @@ class ProbeTask(ABC):
         padding_mask : Tensor, bool, (B, T)
             True on padding.
         rows : sequence of B Rows
+            The utterances, with their labels.
 
         Returns
         -------
@@ -134,4 +129,4 @@ class ProbeTask(ABC):
         self, folder: Path, split: str, scores: Sequence[Any]
     ) -> None:
         """Write details of a test split; the main process calls it."""
-        del folder, split, scores
+        return  # there are none, unless a task says otherwise

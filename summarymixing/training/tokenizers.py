@@ -21,15 +21,11 @@ UNKNOWN = "\u2047"  # how an unknown token is shown, as in SentencePiece
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back.
+    """Text to tokens and back."""
 
-    tokens : one text for each output; blank_id : of CTC; unknown_id : stands
-    for what the tokenizer never saw (may be the same).
-    """
-
-    tokens: list[str]
-    blank_id: int
-    unknown_id: int
+    tokens: list[str]  # one text for each output of the head
+    blank_id: int  # the blank of CTC
+    unknown_id: int  # what the tokenizer never saw; may be the blank
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; never fails."""
@@ -93,7 +89,7 @@ class CharacterTokenizer:
         )
 
 
-# Units that are no characters: the blank, the mark of a space, one to spare.
+# Units that are not characters: the blank, the mark of a space, one to spare.
 SPARE_UNITS = 3
 # Of the units, where there are too many characters; the rest is for pairs.
 KEPT_CHARACTERS = 0.75
@@ -115,7 +111,7 @@ class BpeTokenizer:
     folder : Path, optional
         Where to write `bpe.model`; every process must make the tokenizer.
     vocab_size : int
-        Tokens, the blank included.
+        How many tokens there are, the blank included.
 
     Example
     -------

@@ -51,20 +51,20 @@ class VerificationTask(ClassificationTask):
     Arguments
     ---------
     label : str
-        Column of the speakers.
+        The column of the speakers.
     trials : str or Path
-        CSV with the columns target, enrol, test (`recipes/prepare.py
+        A CSV file with the columns target, enrol, test (`recipes/prepare.py
         voxceleb1` writes it); its ids are those of the test split.
     margin : float, optional
-        Of the additive angular margin, for heads whose logits are cosines;
+        The additive angular margin, for heads whose logits are cosines;
         None: cross entropy.
     scale : float
-        Of the cosines, where there is a margin.
+        The factor of the cosines, where there is a margin.
     crop_s : float, optional
         Train on a random window of so many seconds of the recording (column
         `recording_s`), another one in each epoch. None: the rows as they are.
     seed : int
-        Of these windows.
+        The seed of these windows.
 
     Example
     -------
@@ -145,9 +145,9 @@ class TrialTask(ProbeTask):
     Arguments
     ---------
     label : str
-        Column of the speakers.
+        The column of the speakers.
     trials : str or Path
-        See `VerificationTask`.
+        The file of the pairs; see `VerificationTask`.
     """
 
     name = "verification"
@@ -160,7 +160,6 @@ class TrialTask(ProbeTask):
 
     def fit(self, train: Manifest, folder: Path) -> None:
         """Do nothing: embeddings are compared as they are."""
-        del train, folder
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -195,7 +194,6 @@ class TrialTask(ProbeTask):
         rows: Sequence[Row],
     ) -> list[Embedded]:
         """Keep the embedding of each utterance."""
-        del padding_mask
         embeddings = predicted.embeddings.float().cpu()
         # Cloned: a row of a batch would travel with all of its storage.
         return [
