@@ -34,10 +34,9 @@ PREPARE, MINIATURE = "recipes/prepare.py", "recipes/miniature.py"
 
 UPDATES = 500
 LIBRILIGHT_HOURS = 0.5
-# Of each corpus of the probes: enough test utterances to tell a head on
+# Hours of each corpus of the probes: enough test utterances to tell a head on
 # pre-trained features from one on random ones.
-PROBE_HOURS = 0.3
-PROBED = ("librispeech", "slurp", "voxceleb1")
+PROBED = {"librispeech": 0.5, "slurp": 0.4, "voxceleb1": 0.5}
 # The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "librispeech_lstm": {
@@ -95,8 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--probe_hours",
         type=float,
-        default=PROBE_HOURS,
-        help="of each corpus of the probes (default: %(default)s)",
+        help="of each corpus of the probes (default: 0.4 or 0.5)",
     )
     parser.add_argument("--probe_epochs", type=int, help="of every probe")
     arguments = parser.parse_args()
@@ -152,12 +150,11 @@ def probe(
 ) -> None:
     """Build the corpora of the probes, and run these with one command."""
     corpora = {"manifests": "manifests"}
-    for name in PROBED:
+    for name, hours in PROBED.items():
         built = folder / "corpora" / name
-        hours = f"--hours={arguments.probe_hours}"
-        run_step(
-            runner, f"Build a miniature {name}", MINIATURE, name, built, hours
-        )
+        size = f"--hours={arguments.probe_hours or hours}"
+        title = f"Build a miniature {name}"
+        run_step(runner, title, MINIATURE, name, built, size)
         root = built / "LibriSpeech" if name == "librispeech" else built
         corpora[name] = str(root)
     # JSON is YAML.
