@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,8 +172,12 @@ def make_plan(
     )
     _refuse_conflicts(runs, settings)
     needed = dict.fromkeys(run.corpus for run in runs if not run.is_done())
-    entries = [corpora[name] for name in needed]
-    return Plan(tuple(_prepare(settings, entries)), runs)
+    preparations = tuple(
+        _prepare(settings, entry, entry.source)
+        for entry in map(corpora.__getitem__, needed)
+        if entry.source is not None
+    )
+    return Plan(preparations, runs)
 
 
 def _check_overrides(
@@ -215,8 +219,11 @@ def _make_run(
     seed = int(tree["seed"]) + number
     folder = settings.output_folder / encoder.name / task.name / f"seed_{seed}"
     source = Path(encoder.source)
+    launcher = [sys.executable]
+    if settings.processes > 1:
+        launcher = [*TORCHRUN, f"--nproc_per_node={settings.processes}"]
     words = [
-        *_launcher(settings.processes),
+        *launcher,
         task.script,
         settings.path(task.hparams.path),
         f"--encoder={settings.path(source) if source.is_dir() else source}",
@@ -241,29 +248,18 @@ def _make_run(
     )
 
 
-def _launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [*TORCHRUN, f"--nproc_per_node={processes}"]
-
-
-def _prepare(
-    settings: Settings, corpora: Sequence[CorpusEntry]
-) -> Iterator[Command]:
-    """Yield the preparations; one that is finished does nothing."""
-    for corpus in corpora:
-        if corpus.source is None:
-            continue
-        words = (
-            sys.executable,
-            "recipes/prepare.py",
-            PREPARE_NAMES[corpus.name],
-            settings.path(corpus.source),
-            settings.path(corpus.manifests),
-            *corpus.options,
-        )
-        folder = settings.output_folder / "preparation" / corpus.name
-        yield Command(folder, words, corpus.name)
+def _prepare(settings: Settings, corpus: CorpusEntry, source: Path) -> Command:
+    """Return the preparation; one that is finished does nothing."""
+    words = (
+        sys.executable,
+        "recipes/prepare.py",
+        PREPARE_NAMES[corpus.name],
+        settings.path(source),
+        settings.path(corpus.manifests),
+        *corpus.options,
+    )
+    folder = settings.output_folder / "preparation" / corpus.name
+    return Command(folder, words, corpus.name)
 
 
 def _refuse_conflicts(runs: Sequence[ProbeRun], settings: Settings) -> None:
