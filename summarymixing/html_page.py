@@ -57,7 +57,9 @@ PANELS_ON_PAGE = 4
 TASKS_IN_PANEL = 8  # names of more would touch in half a column
 FONT_SIZE = 7.0  # points, as set in a paper
 LAYER_HEIGHT = 0.12  # inches
-SPACE_FOR_NAMES = 0.95  # inches above and below the layers
+MIN_HEIGHT = 0.8  # inches of all layers
+SPACE_FOR_TITLE = 0.3  # inches
+CHARACTER_WIDTH = 0.06  # inches, of the names below the columns
 
 
 class Page:
@@ -236,7 +238,7 @@ def draw_layer_weights(
     tasks = tasks or list(dict.fromkeys(t for p in panels.values() for t in p))
     largest = max(max(w) for panel in panels.values() for w in panel.values())
     with rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5}):
-        figure, grid = _lay_out(panels, len(tasks))
+        figure, grid = _lay_out(panels, tasks)
         for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
             _draw_panel(axes, panel, tasks, largest)
             axes.set_title(name, fontsize=FONT_SIZE + 1)
@@ -258,20 +260,19 @@ def draw_layer_weights(
 
 
 def _lay_out(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], num_tasks: int
+    panels: Mapping[str, Mapping[str, Sequence[float]]], tasks: Sequence[str]
 ) -> tuple[Figure, NDArray[np.object_]]:
-    """Return a figure for so many panels, and their axes, (rows, columns)."""
+    """Return a figure for these panels, and their axes, (rows, columns)."""
     heights = {len(w) for panel in panels.values() for w in panel.values()}
-    is_narrow = num_tasks <= TASKS_IN_PANEL
+    is_narrow = len(tasks) <= TASKS_IN_PANEL
     fits = is_narrow and len(panels) <= PANELS_IN_COLUMN
     most = PANELS_ON_PAGE if is_narrow else PANELS_IN_COLUMN
     columns = min(len(panels), most)
     rows = -(-len(panels) // columns)
+    height = max(MIN_HEIGHT, LAYER_HEIGHT * max(heights)) + SPACE_FOR_TITLE
+    height += CHARACTER_WIDTH * max(map(len, tasks))
     figure = Figure(
-        figsize=(
-            COLUMN_WIDTH if fits else PAGE_WIDTH,
-            rows * (LAYER_HEIGHT * max(heights) + SPACE_FOR_NAMES),
-        ),
+        figsize=(COLUMN_WIDTH if fits else PAGE_WIDTH, rows * height),
         layout="constrained",
     )
     # Panels of one height need to number the layers once.

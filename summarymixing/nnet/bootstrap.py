@@ -69,7 +69,8 @@ def ratio_interval(errors: ArrayLike, sizes: ArrayLike) -> list[float]:
     Returns
     -------
     list of two floats
-        The interval in percent; empty where there is nothing to compare.
+        The interval in percent; empty for a single utterance, and without
+        reference tokens.
 
     Example
     -------
@@ -78,11 +79,11 @@ def ratio_interval(errors: ArrayLike, sizes: ArrayLike) -> list[float]:
     (45, 55)
     """
     errors, sizes = np.asarray(errors, float), np.asarray(sizes, float)
+    if len(errors) < 2 or not sizes.any():
+        return []
     bound = TAIL ** (1 / len(errors))
     if not errors.any():
         return [0.0, 100 * (1 - bound)]
-    if not sizes.any():
-        return []
     if (errors == sizes).all():
         return [100 * bound, 100.0]
     parts = [

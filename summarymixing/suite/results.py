@@ -80,7 +80,7 @@ class RunResult:
     def interval(self, split: str, metric: str) -> Interval | None:
         """Return the 95 % interval of a metric; None where it is not there."""
         value = self.splits().get(split, {}).get(f"{metric}_interval")
-        return tuple(value) if isinstance(value, list) else None
+        return (value[0], value[1]) if value else None
 
     def values(self) -> Iterator[tuple[str, str, float]]:
         """Yield split, metric and value of all that was measured."""

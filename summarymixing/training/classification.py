@@ -188,10 +188,10 @@ class ClassificationTask(ProbeTask):
     def intervals(self, scores: Sequence[ClassScore]) -> dict[str, list[float]]:
         """Return the intervals of both metrics, drawing utterances."""
         wrong = [score.label != score.predicted for score in scores]
-        low, high = ratio_interval(wrong, [1] * len(wrong))
+        interval = ratio_interval(wrong, [1] * len(wrong))
         return {
-            "accuracy_interval": [100 - high, 100 - low],
-            "error_rate_interval": [low, high],
+            "accuracy_interval": [100 - bound for bound in reversed(interval)],
+            "error_rate_interval": interval,
         }
 
     def write_report(

@@ -130,6 +130,14 @@ def test_figures_have_the_width_of_a_column_or_a_page(
         assert axes.get_ylim() == (-0.5, count - 0.5)
 
 
+def test_long_names_leave_room_for_the_layers():
+    names = ["miniature LibriSpeech ContextNet", "b"]
+    figure = draw_layer_weights({"a": panel(4, *names), "b": panel(4, *names)})
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_window_extent()
+    assert box.height / figure.dpi > 0.5
+
+
 def test_figures_are_saved_for_print_and_for_editing(tmp_path):
     figure = draw_layer_weights({"mine": panel(3, "ASR")})
     png, svg = save_figure(figure, tmp_path / "v1.2_weights")

@@ -58,6 +58,10 @@ def test_no_error_is_no_certainty():
     assert high == 100 and low == pytest.approx(88.43, abs=0.01)
 
 
+def test_one_utterance_has_no_interval():
+    assert ratio_interval([1], [7]) == ratio_interval([1, 1], [0, 0]) == []
+
+
 def test_it_holds_the_truth_in_about_95_of_100_test_sets():
     rng = np.random.default_rng(1)
     held = 0
