@@ -107,13 +107,15 @@ def mean_interval(
     values : sequence of float
         The results, for example of the folds of a corpus.
     intervals : sequence of (float, float)
-        Their intervals.
+        Their intervals; without one of them, the mean has none.
 
     Example
     -------
     >>> mean_interval([60.0, 70.0], [[57.0, 66.0], [66.0, 78.0]])
     [62.5, 70.0]
     """
+    if not all(intervals):
+        return []
     below, above = np.abs(np.array(intervals).T - np.array(values))
     mean = float(np.mean(values))
     distance = [np.linalg.norm(side) / len(values) for side in (below, above)]

@@ -257,9 +257,10 @@ class TaskBrain(ResumableBrain):
         splits: dict[str, dict[str, Any]] = {}
         for split, loader in self.data.tests.items():
             self.evaluate(loader, min_key=self.selected_by)
+            scores = [scored.score for scored in self.scored]
             splits[split] = {
                 **self.results,
-                **self.stage_task.intervals([s.score for s in self.scored]),
+                **on_main_process(partial(self.stage_task.intervals, scores)),
                 **self.data.problems[split],
             }
             on_main_process(partial(self._write_report, split))

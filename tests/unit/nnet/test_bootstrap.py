@@ -125,3 +125,4 @@ def test_draws_without_non_targets_are_left_out():
 def test_the_mean_of_folds_is_known_better_than_each():
     same = mean_interval([50.0] * 4, [[40.0, 60.0]] * 4)
     assert same == pytest.approx([45.0, 55.0])
+    assert mean_interval([50.0, 60.0], [[40.0, 60.0], []]) == []
