@@ -94,7 +94,7 @@ def test_results_do_not_depend_on_the_number_of_processes(
     # To go on, the number of updates would have to mean the same.
     with pytest.raises(SystemExit):
         run(probe, command(material, tmp_path))
-    assert "number of processes" in capsys.readouterr().err
+    assert "batches_per_update was 2 and is 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
