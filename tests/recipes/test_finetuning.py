@@ -174,10 +174,10 @@ class RecordingBrain(FineTuningBrain):
     """Remembers which parts every update has changed, and by how much."""
 
     def optimizers_step(self):
-        before = {n: p.clone() for n, p in self.probe.named_parameters()}
+        before = {n: p.clone() for n, p in self.model.named_parameters()}
         super().optimizers_step()
         changes = defaultdict(float)
-        for name, parameter in self.probe.named_parameters():
+        for name, parameter in self.model.named_parameters():
             change = (parameter - before[name]).abs().max().item()
             part = part_of(name)
             changes[part] = max(changes[part], change)
@@ -289,7 +289,7 @@ def test_regularisation_is_that_of_the_file(
     config = {
         given: make_brain(
             make_hparams(material, tmp_path, **{key: given}), RUN_OPTIONS
-        ).probe.encoder.config
+        ).model.encoder.config
         for given in (value, None)
     }
     differing = {
@@ -341,8 +341,11 @@ def test_masks_follow_update_and_utterance(
         ({"encoder": "/nowhere"}, "/nowhere holds no encoder"),
         ({"unfreezing_order": "sideways"}, "unfreezing_order must be one of"),
         ({"schedule": "newbob"}, "schedule must be one of noam, warm_cool"),
-        ({"unfreeze_every_updates": 0}, "unfreeze_every_updates is at least 1"),
-        ({"max_batch_seconds": None}, "max_batch_seconds is at least 1"),
+        (
+            {"unfreeze_every_updates": 0},
+            "unfreeze_every_updates must be at least 1",
+        ),
+        ({"max_batch_seconds": None}, "max_batch_seconds must be at least 1"),
         ({"layer_drop": 1.5}, "cannot be built with .*layer_drop"),
         ({"kenlm_model": "words.bin"}, "needs --decoder=beam"),
     ],
