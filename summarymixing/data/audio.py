@@ -54,24 +54,12 @@ class AudioError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What the header of an audio file says.
+    """What the header of an audio file says."""
 
-    Arguments
-    ---------
-    duration_s : float
-        Seconds, positive.
-    sample_rate_hz : int
-        Samples per second of each channel.
-    channels : int
-        1 is mono.
-    is_float : bool
-        Samples are stored as floats, so that they may be NaN or infinite.
-    """
-
-    duration_s: float
-    sample_rate_hz: int
+    duration_s: float  # positive
+    sample_rate_hz: int  # samples per second of each channel
     channels: int
-    is_float: bool
+    is_float: bool  # samples are floats, so they may be NaN or infinite
 
 
 def read_audio(row: Row) -> Tensor:
@@ -117,26 +105,25 @@ def read_audio(row: Row) -> Tensor:
             "corpus, and prepare the corpus again.",
             reason="NaN or infinite samples",
         )
-    return _resample(torch.from_numpy(samples), info.sample_rate_hz)
+    wav = torch.from_numpy(samples)
+    if info.sample_rate_hz == SAMPLE_RATE_HZ:
+        return wav
+    resampled: Tensor = _resampler(info.sample_rate_hz)(wav)
+    return resampled
 
 
 def audio_info(path: Path) -> AudioInfo:
-    """Read the header of an audio file.
+    """Read the header of an audio file in any format of libsndfile.
 
     Arguments
     ---------
     path : Path
-        Any format of libsndfile: flac, wav, ogg, mp3 ...
+        The file; AudioError where it is missing, unreadable or has no samples.
 
     Returns
     -------
     AudioInfo
         Duration, rate and channels.
-
-    Raises
-    ------
-    AudioError
-        Missing or unreadable file, or one without samples.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -215,12 +202,6 @@ def _read_frames(
     if frames.shape[1] == 1:
         return frames[:, 0]
     return frames.mean(axis=1, dtype=np.float32)
-
-
-def _resample(wav: Tensor, sample_rate_hz: int) -> Tensor:
-    if sample_rate_hz == SAMPLE_RATE_HZ:
-        return wav
-    return _resampler(sample_rate_hz)(wav)
 
 
 @lru_cache(maxsize=16)

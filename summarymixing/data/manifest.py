@@ -167,16 +167,22 @@ def relocate_manifest(path: Path, old_prefix: str, new_prefix: str) -> int:
         Number of rows that were changed.
     """
     manifest = Manifest.read(path)
-    old = old_prefix.rstrip("/")
-    new = os.path.abspath(new_prefix).rstrip("/")
-    num_changed = sum(_is_below(row.path, old) for row in manifest)
+    old = old_prefix.rstrip("/") + "/"
+    new = os.path.abspath(new_prefix).rstrip("/") + "/"
+    num_changed = sum(row.path.startswith(old) for row in manifest)
     if not num_changed:
         raise UserError(
             f"No path in {path} begins with {old_prefix!r}; the first is "
             f"{manifest[0].path}. Give the leading folder of that path as "
             "OLD_PREFIX."
         )
-    write_manifest(path, (_relocate(row, old, new) for row in manifest))
+
+    def relocate(row: Row) -> Row:
+        if not row.path.startswith(old):
+            return row
+        return replace(row, path=new + row.path.removeprefix(old))
+
+    write_manifest(path, map(relocate, manifest))
     return num_changed
 
 
@@ -253,8 +259,7 @@ class Manifest:
             Missing or empty file, missing column, duplicate id, malformed
             number or line; names the file and the line.
         """
-        path = Path(path)
-        return _ManifestReader(path).read(required_labels)
+        return _ManifestReader(Path(path)).read(required_labels)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -304,15 +309,13 @@ class Manifest:
                 "used here. Prepare the whole corpus, or loosen the limits of "
                 "the task."
             )
-        records = [
-            self._text[self._starts[i] : self._starts[i + 1]] for i in kept
-        ]
-        starts = np.cumsum([0, *map(len, records)])
+        starts = self._starts
+        records = [self._text[starts[i] : starts[i + 1]] for i in kept]
         return Manifest(
             self.path,
             self.label_names,
             text=b"".join(records),
-            starts=starts,
+            starts=np.cumsum([0, *map(len, records)]),
             durations=self.durations[kept],
         )
 
@@ -344,13 +347,7 @@ class Manifest:
 
 
 class _ManifestReader:
-    """Checks a manifest line by line and packs it.
-
-    Arguments
-    ---------
-    path : Path
-        The CSV file.
-    """
+    """Checks a manifest line by line and packs it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -519,13 +516,3 @@ def _row_to_fields(row: Row, label_names: tuple[str, ...]) -> list[str]:
         _format_time(row.duration),
         *row.labels.values(),
     ]
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path.startswith(folder + "/")
-
-
-def _relocate(row: Row, old: str, new: str) -> Row:
-    if not _is_below(row.path, old):
-        return row
-    return replace(row, path=new + row.path.removeprefix(old))

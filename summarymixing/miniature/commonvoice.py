@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from summarymixing.miniature.sound import (
 )
 from summarymixing.miniature.speakers import (
     Reading,
-    Speaker,
+    Split,
     cast_speakers,
     count_utterances,
     share_out,
@@ -75,7 +74,6 @@ BASQUE: Grammar = (
     Slot(listed("gaur, orain, hemen, bihar, berriro, etxean"), OFTEN),
 )
 
-
 # For each language, sentences of three words and more, and shorter ones.
 LANGUAGES: dict[str, tuple[Grammar, tuple[str, ...]]] = {
     "cy": (WELSH, listed("Bore da, Diolch, Nos da")),
@@ -83,8 +81,11 @@ LANGUAGES: dict[str, tuple[Grammar, tuple[str, ...]]] = {
 }
 
 # 26 speakers, half of them women: there are 13 variants of women.
-SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
-MAX_SPEAKERS = {"train": 14, "dev": 6, "test": 6}
+SPLITS = {
+    "train": Split("train", 0.7, 14),
+    "dev": Split("dev", 0.15, 6),
+    "test": Split("test", 0.15, 6),
+}
 UTTERANCES_PER_SPEAKER = 8  # until a split has all its speakers
 SECONDS_PER_UTTERANCE = 2.8
 SENTENCES_PER_GREETING = 12
@@ -95,10 +96,7 @@ COLUMNS = listed(
     "locale, segment"
 )
 SEXES = {"F": "female", "M": "male"}
-
-
-# A file name and its sentence.
-Clip = tuple[str, str]
+Clip = tuple[str, str]  # a file name and its sentence
 
 
 def build_commonvoice(
@@ -130,17 +128,15 @@ def build_commonvoice(
         )
     arguments = {"language": language, "hours": hours, "seed": seed}
 
-    def make_jobs(root: Path) -> list[Job]:
+    def make_jobs(root: Path) -> Iterator[Job]:
         root = root / RELEASE / language
         root.mkdir(parents=True)
         readings = list(_plan(language, hours, seed))
-        for part in get_args(Part):
-            mine = [reading for reading in readings if reading.split == part]
-            _write_table(root / f"{part}.tsv", mine, language)
-        return [
-            partial(_write_clips, root / "clips", reading, seed)
-            for reading in readings
-        ]
+        for split in SPLITS:
+            mine = [reading for reading in readings if reading.split == split]
+            _write_table(root / f"{split}.tsv", mine, language)
+        for reading in readings:
+            yield partial(_write_clips, root / "clips", reading, seed)
 
     return build_once(dest, "Common Voice", arguments, make_jobs)
 
@@ -148,22 +144,20 @@ def build_commonvoice(
 def _plan(language: str, hours: float, seed: int) -> Iterator[Reading[Clip]]:
     """Yield who reads what; no voice reads in two splits."""
     rng = np.random.default_rng(seed)
-    most = sum(MAX_SPEAKERS.values())
+    most = sum(split.max_speakers for split in SPLITS.values())
     speakers = iter(cast_speakers(rng, most, languages=[language]))
-    counts = count_utterances(hours, SHARES, SECONDS_PER_UTTERANCE)
+    counts = count_utterances(hours, SPLITS, SECONDS_PER_UTTERANCE)
     numbers = count(FIRST_CLIP)
-    for part in get_args(Part):
-        sentences = _make_sentences(rng, language, part, counts[part])
+    for name, split in SPLITS.items():
+        sentences = _make_sentences(rng, language, split.part, counts[name])
         clips = [
             (f"common_voice_{language}_{next(numbers)}.mp3", sentence)
             for sentence in sentences
         ]
         for mine in share_out(
-            clips,
-            per_speaker=UTTERANCES_PER_SPEAKER,
-            max_speakers=MAX_SPEAKERS[part],
+            clips, UTTERANCES_PER_SPEAKER, split.max_speakers
         ):
-            yield Reading(next(speakers), part, mine)
+            yield Reading(next(speakers), name, mine)
 
 
 def _make_sentences(
@@ -195,7 +189,7 @@ def _write_table(
 ) -> None:
     """Write a table as in the release: client, clip, sentence, votes ..."""
     rows = [
-        [_client_id(reading.speaker), clip, sentence, "2", "0"]
+        [_client_id(reading.speaker.voice.name), clip, sentence, "2", "0"]
         + ["", SEXES[reading.speaker.sex], "", language, ""]
         for reading in readings
         for clip, sentence in reading.items
@@ -204,6 +198,6 @@ def _write_table(
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _client_id(speaker: Speaker) -> str:
+def _client_id(voice: str) -> str:
     """Return 128 hexadecimal digits."""
-    return hashlib.sha512(speaker.voice.name.encode()).hexdigest()
+    return hashlib.sha512(voice.encode()).hexdigest()

@@ -26,21 +26,11 @@ ESPEAK_RATE_HZ = espeak_worker.ESPEAK_RATE_HZ
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Settings of the synthesiser that make one "speaker".
+    """Settings of the synthesiser that make one "speaker"."""
 
-    Arguments
-    ---------
-    name : str
-        A language of espeak-ng and a variant, such as "en-us+f2".
-    pitch : int
-        0 to 100; 50 is the variant's own.
-    words_per_minute : int
-        Speed, 80 to 450.
-    """
-
-    name: str
-    pitch: int = 50
-    words_per_minute: int = 160
+    name: str  # a language of espeak-ng and a variant, such as "en-us+f2"
+    pitch: int = 50  # 0 to 100; 50 is the variant's own
+    words_per_minute: int = 160  # 80 to 450
 
 
 def synthesise(voice: Voice, texts: Iterable[str]) -> list[NDArray[np.float32]]:

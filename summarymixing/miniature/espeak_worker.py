@@ -28,26 +28,12 @@ ESPEAK_RATE_HZ = 22_050
 VOLUME_PERCENT = 40  # at 100, the default, a third of the variants saturate
 
 SYNTH_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.POINTER(ctypes.c_short),
-    ctypes.c_int,
-    ctypes.c_void_p,
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
 
 
 def speak(order: dict[str, Any]) -> Iterator[bytes]:
-    """Yield the samples of each line of an order.
-
-    Arguments
-    ---------
-    order : dict
-        See the head of this file.
-
-    Yields
-    ------
-    bytes
-        16-bit samples, 22,050 Hz, mono.
-    """
+    """Yield the samples of each line of an order, see the head of this file."""
     espeak = _start(order)
     samples = bytearray()
 
@@ -62,15 +48,9 @@ def speak(order: dict[str, Any]) -> Iterator[bytes]:
         _set_voice(espeak, line)
         samples.clear()
         utf8 = line["text"].encode()
+        size = ctypes.c_size_t(len(utf8) + 1)
         espeak.espeak_Synth(
-            utf8,
-            ctypes.c_size_t(len(utf8) + 1),
-            0,
-            POSITION_CHARACTER,
-            0,
-            CHARS_UTF8,
-            None,
-            None,
+            utf8, size, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None
         )
         espeak.espeak_Synchronize()
         yield bytes(samples)

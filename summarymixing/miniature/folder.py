@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def build_once(
     dest: Path,
     corpus: str,
     arguments: Mapping[str, object],
-    make_jobs: Callable[[Path], Sequence[Job]],
+    make_jobs: Callable[[Path], Iterable[Job]],
 ) -> Path:
     """Build a corpus, unless it is there already.
 
@@ -36,19 +36,15 @@ def build_once(
     arguments : mapping
         All that the content depends on; a corpus that was built with the same
         arguments is left alone.
-    make_jobs : Callable[[Path], sequence of Job]
+    make_jobs : Callable[[Path], iterable of Job]
         Writes what is common (tables) to the given folder, and returns the
         jobs that write the rest, in any order and in parallel.
 
     Returns
     -------
     Path
-        `dest`.
-
-    Raises
-    ------
-    UserError
-        espeak-ng is missing, or `dest` holds something else.
+        `dest`. UserError where espeak-ng is missing, or where it holds
+        something else.
     """
     marker = _describe(corpus, arguments)
     if _is_built(dest, marker):
@@ -58,7 +54,7 @@ def build_once(
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=prefix) as aside:
         root = Path(aside) / "corpus"
         root.mkdir()
-        run_jobs(make_jobs(root), f"miniature {corpus}")
+        run_jobs(list(make_jobs(root)), f"miniature {corpus}")
         # Last, so that it also tells a complete corpus from any other folder.
         (root / MINIATURE_MARKER).write_text(marker, encoding="utf-8")
         try:
@@ -70,20 +66,11 @@ def build_once(
 
 
 def run_jobs(jobs: Sequence[Job], title: str) -> None:
-    """Run jobs in parallel, with a progress bar on a terminal.
+    """Run independent jobs in parallel, with a progress bar on a terminal.
 
-    Arguments
-    ---------
-    jobs : sequence of Job
-        Independent of each other. Threads suffice: the work is done in other
-        processes and in libraries that release the interpreter.
-    title : str
-        Shown at the bar.
-
-    Raises
-    ------
-    Exception
-        The first error of a job; jobs that have not begun are cancelled.
+    Threads suffice: the work is done in other processes and in libraries
+    that release the interpreter. The first error of a job is raised; jobs
+    that have not begun are then cancelled.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as executor:
         futures = [executor.submit(job) for job in jobs]
@@ -98,13 +85,12 @@ def run_jobs(jobs: Sequence[Job], title: str) -> None:
 
 
 def _describe(corpus: str, arguments: Mapping[str, object]) -> str:
-    lines = [
+    return (
         f"A miniature of {corpus}: synthetic speech by espeak-ng in the "
-        "layout of the real corpus.",
-        "It exercises software; results on it say nothing about real speech.",
-        *(f"{name}: {value}" for name, value in arguments.items()),
-    ]
-    return "\n".join(lines) + "\n"
+        "layout of the real corpus.\n"
+        "It exercises software; results on it say nothing about real speech.\n"
+        + "".join(f"{name}: {value}\n" for name, value in arguments.items())
+    )
 
 
 def _is_built(dest: Path, marker: str) -> bool:

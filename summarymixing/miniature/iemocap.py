@@ -98,11 +98,9 @@ def build_iemocap(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
         MIN_TURNS, round(hours * 3600 / SECONDS_PER_TURN / num_dialogues)
     )
 
-    def make_jobs(root: Path) -> list[Job]:
-        return [
-            partial(_write_session, root, session, seed)
-            for session in _plan_sessions(num_turns, seed)
-        ]
+    def make_jobs(root: Path) -> Iterator[Job]:
+        for session in _plan_sessions(num_turns, seed):
+            yield partial(_write_session, root, session, seed)
 
     arguments = {"turns of a dialogue": num_turns, "seed": seed}
     return build_once(dest, "IEMOCAP", arguments, make_jobs)

@@ -67,24 +67,12 @@ FIRST_SPEAKER, FIRST_BOOK = 200, 5000
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """One chapter, read by one speaker: the work of one process.
+    """One chapter, read by one speaker: the work of one process."""
 
-    Arguments
-    ---------
-    path : Path
-        The path below the split, without suffix.
-    speaker : Speaker
-        The reader.
-    book_meta : dict
-        The entry of the JSON file about the book.
-    clips : sequence of Passage
-        What is read, with a pause after each clip.
-    """
-
-    path: Path
+    path: Path  # below the split, without suffix
     speaker: Speaker
-    book_meta: dict[str, Any]
-    clips: Sequence[Passage]
+    book_meta: dict[str, Any]  # what the JSON file says about the book
+    clips: Sequence[Passage]  # what is read, with a pause after each clip
 
 
 def build_librilight(
@@ -118,24 +106,18 @@ def build_librilight(
         `dest`; see `build_once` for the errors.
     """
     check_hours(hours)
-    arguments = {
-        "hours": hours,
-        "seed": seed,
-        "split": split,
-        "long_clip": long_clip,
-    }
 
-    def make_jobs(root: Path) -> list[Job]:
-        recordings = _plan_recordings(hours, seed, long_clip)
-        return [
-            partial(_write_recording, root / split, recording, [seed, index])
-            for index, recording in enumerate(recordings)
-        ]
+    def make_jobs(root: Path) -> Iterator[Job]:
+        chapters = _plan_chapters(hours, seed, long_clip)
+        for index, chapter in enumerate(chapters):
+            yield partial(_write_chapter, root / split, chapter, [seed, index])
 
+    arguments: dict[str, object] = {"hours": hours, "seed": seed}
+    arguments |= {"split": split, "long_clip": long_clip}
     return build_once(dest, "Libri-Light", arguments, make_jobs)
 
 
-def _plan_recordings(
+def _plan_chapters(
     hours: float, seed: int, long_clip: bool
 ) -> Iterator[Chapter]:
     """Yield who reads what, for about that many hours in all."""
@@ -152,11 +134,9 @@ def _plan_recordings(
         chapter = nth + 1 if reader % 2 else 1
         book = books[reader if reader % 2 else index]
         speaker = replace(speakers[reader], number=FIRST_SPEAKER + reader)
-        plan_clips = (
-            _plan_clips_around_long_one
-            if long_clip and index == 0
-            else _plan_clips
-        )
+        plan_clips = _plan_clips
+        if long_clip and index == 0:
+            plan_clips = _plan_clips_around_long_one
         clips = list(plan_clips(rng, speaker.voice, seconds))
         path = _path_of(speaker, book, chapter)
         yield Chapter(path, speaker, book, clips)
@@ -222,7 +202,7 @@ def _speaking_seconds(text: str, voice: Voice) -> float:
     return spoken * PAUSES_AT_COMMAS + sum(PAUSES_INSIDE_S) / 2
 
 
-def _write_recording(root: Path, chapter: Chapter, seed: Sequence[int]) -> None:
+def _write_chapter(root: Path, chapter: Chapter, seed: Sequence[int]) -> None:
     """Write the .flac and the .json of one chapter."""
     rng = np.random.default_rng(seed)
     speech, activity = _read_aloud(chapter, rng)

@@ -75,30 +75,25 @@ def build_librispeech(
     Path
         `dest`; see `build_once` for the errors.
     """
-    shares = {name: split.share for name, split in SPLITS.items()}
     counts = utterances or count_utterances(
-        hours, shares, SECONDS_PER_UTTERANCE
+        hours, SPLITS, SECONDS_PER_UTTERANCE
     )
     if unknown := sorted(set(counts) - set(SPLITS)):
         raise UserError(
             f"LibriSpeech has no split {unknown} here; choose among "
             f"{list(SPLITS)}."
         )
+
+    def make_jobs(root: Path) -> Iterator[Job]:
+        root = root / "LibriSpeech"
+        root.mkdir()
+        readings = list(_plan_readings(counts, seed))
+        _write_speaker_table(root / "SPEAKERS.TXT", readings)
+        for reading in readings:
+            yield partial(_write_reading, root, reading, seed)
+
     arguments = {"seed": seed, "utterances": dict(counts)}
-    make_jobs = partial(_make_jobs, counts=counts, seed=seed)
     return build_once(dest, "LibriSpeech", arguments, make_jobs)
-
-
-def _make_jobs(
-    root: Path, counts: Mapping[str, int], seed: int
-) -> Sequence[Job]:
-    root = root / "LibriSpeech"
-    root.mkdir()
-    readings = list(_plan_readings(counts, seed))
-    _write_speaker_table(root / "SPEAKERS.TXT", readings)
-    return [
-        partial(_write_reading, root, reading, seed) for reading in readings
-    ]
 
 
 def _plan_readings(
@@ -114,13 +109,12 @@ def _plan_readings(
     numbers = count(FIRST_SPEAKER)
     for name, num_texts in counts.items():
         split = SPLITS[name]
-        for texts in share_out(
-            [make_clause(rng, split.part) for _ in range(num_texts)],
-            per_speaker=UTTERANCES_PER_SPEAKER,
-            max_speakers=split.max_speakers,
+        texts = [make_clause(rng, split.part) for _ in range(num_texts)]
+        for mine in share_out(
+            texts, UTTERANCES_PER_SPEAKER, split.max_speakers
         ):
             speaker = next(casts[split.part])
-            yield Reading(replace(speaker, number=next(numbers)), name, texts)
+            yield Reading(replace(speaker, number=next(numbers)), name, mine)
 
 
 def _write_reading(root: Path, reading: Reading[str], seed: int) -> None:

@@ -34,13 +34,7 @@ from summarymixing.miniature.speakers import (
     count_utterances,
     share_out,
 )
-from summarymixing.miniature.text import (
-    OFTEN,
-    Part,
-    Slot,
-    listed,
-    make_clause,
-)
+from summarymixing.miniature.text import OFTEN, Part, Slot, listed, make_clause
 
 # What is asked for in each scenario; the first word labels the action.
 SCENARIOS = {
@@ -65,7 +59,6 @@ SCENARIOS = {
 }
 OPENING = Slot(listed("please, could you, I want you to, now"), OFTEN)
 ENDING = Slot(listed("today, tomorrow, this evening, quickly, again"), OFTEN)
-
 
 SPLITS = {
     "train": Split("train", 0.7, 30),
@@ -143,16 +136,10 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
     Path
         `dest`; see `build_once` for the errors.
     """
-    shares = {name: split.share for name, split in SPLITS.items()}
-    counts = {
-        name: max(num_prompts, len(SCENARIOS))
-        for name, num_prompts in count_utterances(
-            hours, shares, SECONDS_PER_PROMPT
-        ).items()
-    }
-    arguments = {"prompts": counts, "seed": seed}
+    counts = count_utterances(hours, SPLITS, SECONDS_PER_PROMPT)
+    counts = {name: max(n, len(SCENARIOS)) for name, n in counts.items()}
 
-    def make_jobs(root: Path) -> list[Job]:
+    def make_jobs(root: Path) -> Iterator[Job]:
         readings = list(plan_readings(counts, seed))
         for split in SPLITS:
             mine = (reading for reading in readings if reading.split == split)
@@ -163,31 +150,17 @@ def build_slurp(dest: Path, *, hours: float = 0.2, seed: int = 1) -> Path:
             for prompt in reading.items
         }
         (root / "metadata.json").write_text(json.dumps(metadata), "utf-8")
-        return [
-            partial(_write_reading, root / "slurp_real", reading, seed)
-            for reading in readings
-        ]
+        for reading in readings:
+            yield partial(_write_reading, root / "slurp_real", reading, seed)
 
+    arguments = {"prompts": counts, "seed": seed}
     return build_once(dest, "SLURP", arguments, make_jobs)
 
 
 def plan_readings(
     counts: dict[str, int], seed: int
 ) -> Iterator[Reading[Prompt]]:
-    """Yield who reads what; no voice reads in two splits.
-
-    Arguments
-    ---------
-    counts : dict of str to int
-        The number of prompts of each split.
-    seed : int
-        The seed of the corpus.
-
-    Yields
-    ------
-    Reading
-        The prompts of one speaker.
-    """
+    """Yield what each speaker reads; no voice reads in two splits."""
     rng = np.random.default_rng(seed)
     prompt_numbers, speaker_numbers = count(FIRST_PROMPT), count(1)
     for name, split in SPLITS.items():
@@ -199,8 +172,8 @@ def plan_readings(
         # In turn, a speaker would get the same few scenarios again and again.
         shares = share_out(
             [prompts[index] for index in rng.permutation(len(prompts))],
-            per_speaker=PROMPTS_PER_SPEAKER,
-            max_speakers=split.max_speakers,
+            PROMPTS_PER_SPEAKER,
+            split.max_speakers,
         )
         for speaker, mine in zip(speakers, shares, strict=False):
             speaker = replace(speaker, number=next(speaker_numbers))

@@ -32,21 +32,11 @@ EDGE_SILENCES_S = (0.15, 0.5)  # around an utterance
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """The conditions of one recording.
+    """The conditions of one recording."""
 
-    Arguments
-    ---------
-    level_dbfs : float
-        Root mean square of the speech, relative to full scale.
-    snr_db : float
-        Speech to noise, both root mean square; silences do not count.
-    colour : ndarray, float32, (8,)
-        Impulse response, of energy 1, that gives white noise its spectrum.
-    """
-
-    level_dbfs: float
-    snr_db: float
-    colour: Samples
+    level_dbfs: float  # root mean square of the speech, to full scale
+    snr_db: float  # both root mean square; silences do not count
+    colour: Samples  # (8,), impulse response of energy 1: colours white noise
 
     @classmethod
     def draw(
@@ -77,7 +67,8 @@ class Background:
         ndarray, float32, (samples,)
             In (-1, 1).
         """
-        level = _rms(speech[speech != 0])
+        power = np.mean(np.square(speech[speech != 0], dtype=np.float64))
+        level = float(np.sqrt(power))
         gain = min(
             10 ** (self.level_dbfs / 20) / level,
             MAX_PEAK / float(np.abs(speech).max()),
@@ -89,20 +80,7 @@ class Background:
 
 
 def to_rate(speech: Samples, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Samples:
-    """Resample the synthesiser's 22,050 Hz to the rate of a corpus.
-
-    Arguments
-    ---------
-    speech : ndarray, float32, (samples,)
-        At 22,050 Hz.
-    sample_rate_hz : int
-        Wanted rate.
-
-    Returns
-    -------
-    ndarray, float32, (samples,)
-        ceil(samples x rate / 22,050) of them.
-    """
+    """Resample speech (samples,) from the 22,050 Hz of the synthesiser."""
     resample = _resampler(sample_rate_hz)
     resampled: Samples = resample(torch.from_numpy(speech)).numpy()
     return resampled
@@ -123,21 +101,9 @@ def frame_utterance(
     rng: np.random.Generator,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
 ) -> Samples:
-    """Resample one utterance and put a little silence around it.
+    """Resample speech (samples,) of 22,050 Hz, and put silence around it.
 
-    Arguments
-    ---------
-    speech : ndarray, float32, (samples,)
-        At 22,050 Hz.
-    rng : numpy.random.Generator
-        Draws the two lengths.
-    sample_rate_hz : int
-        Wanted rate.
-
-    Returns
-    -------
-    ndarray, float32, (samples,)
-        At the wanted rate.
+    The generator draws how long the two silences are.
     """
     before, after = (
         silence(seconds, sample_rate_hz)
@@ -149,20 +115,9 @@ def frame_utterance(
 def write_audio(
     path: Path, samples: Samples, sample_rate_hz: int = SAMPLE_RATE_HZ
 ) -> None:
-    """Write a mono file; the suffix (.flac, .wav, .mp3) says which format.
+    """Write mono samples in (-1, 1), and the folders of the file where missing.
 
-    Arguments
-    ---------
-    path : Path
-        Its folders are made where missing.
-    samples : ndarray, float32, (samples,)
-        In (-1, 1).
-    sample_rate_hz : int
-        Samples per second.
+    The suffix (.flac, .wav, .mp3) says which format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, sample_rate_hz)
-
-
-def _rms(samples: Samples) -> float:
-    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

@@ -50,63 +50,30 @@ WORDS_PER_MINUTE = (135, 186)
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A voice under the number that a corpus gives it.
+    """A voice under the number that a corpus gives it."""
 
-    Arguments
-    ---------
-    number : int
-        Unique in its corpus.
-    sex : str
-        "F" or "M", of the variant.
-    voice : Voice
-        Settings of the synthesiser.
-    """
-
-    number: int
-    sex: Sex
+    number: int  # unique in its corpus
+    sex: Sex  # of the variant
     voice: Voice
 
 
 @dataclass(frozen=True)
 class Reading(Generic[Item]):
-    """What one speaker reads: the work of one process.
-
-    Arguments
-    ---------
-    speaker : Speaker
-        The reader, whose number is unique in the corpus.
-    split : str
-        The split that the recordings go to.
-    items : sequence
-        The utterances, with what the corpus says about each.
-    """
+    """What one speaker reads: the work of one process."""
 
     speaker: Speaker
-    split: str
-    items: Sequence[Item]
+    split: str  # where the recordings go
+    items: Sequence[Item]  # the utterances, with what the corpus says of each
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What one split takes of the corpus, and how it sounds.
+    """What one split takes of the corpus, and how it sounds."""
 
-    Arguments
-    ---------
-    part : str
-        The part whose sentences and voices it uses.
-    share : float
-        The share of the hours of the corpus.
-    max_speakers : int
-        The largest number of speakers; all splits of a part together must
-        not use up its voices.
-    snrs_db : (float, float)
-        Bounds of the speech-to-noise ratio.
-    """
-
-    part: Part
-    share: float
-    max_speakers: int
-    snrs_db: tuple[float, float] = CLEAN_SNRS_DB
+    part: Part  # whose sentences and voices it uses
+    share: float  # of the hours of the corpus
+    max_speakers: int  # all splits of a part must not use up its voices
+    snrs_db: tuple[float, float] = CLEAN_SNRS_DB  # lowest and highest
 
 
 def cast_speakers(
@@ -170,7 +137,7 @@ def _shuffled_names(
 
 
 def count_utterances(
-    hours: float, shares: Mapping[str, float], seconds_each: float
+    hours: float, splits: Mapping[str, Split], seconds_each: float
 ) -> dict[str, int]:
     """Return how many utterances make up the hours of each split.
 
@@ -178,8 +145,8 @@ def count_utterances(
     ---------
     hours : float
         Audio of the whole corpus; UserError unless positive and finite.
-    shares : mapping of str to float
-        The share of each split in the hours.
+    splits : mapping of str to Split
+        The splits, with their shares of the hours.
     seconds_each : float
         Mean length of an utterance.
 
@@ -190,13 +157,14 @@ def count_utterances(
 
     Example
     -------
-    >>> count_utterances(0.1, {"train": 0.9, "test": 0.1}, seconds_each=3.0)
-    {'train': 108, 'test': 12}
+    >>> splits = {"dev-clean": Split("dev", share=0.1, max_speakers=8)}
+    >>> count_utterances(0.1, splits, seconds_each=3.0)
+    {'dev-clean': 12}
     """
     check_hours(hours)
     return {
-        split: max(2, round(hours * 3600 * share / seconds_each))
-        for split, share in shares.items()
+        name: max(2, round(hours * 3600 * split.share / seconds_each))
+        for name, split in splits.items()
     }
 
 
@@ -209,23 +177,12 @@ def check_hours(hours: float) -> None:
 
 
 def share_out(
-    items: Sequence[Item], *, per_speaker: int, max_speakers: int
+    items: Sequence[Item], per_speaker: int, max_speakers: int
 ) -> list[Sequence[Item]]:
-    """Deal utterances to as many speakers as they keep busy.
+    """Deal utterances to as many speakers as they keep busy, at least one each.
 
-    Arguments
-    ---------
-    items : sequence
-        The utterances.
-    per_speaker : int
-        Utterances of each speaker, until there are enough for all speakers.
-    max_speakers : int
-        The largest number of speakers.
-
-    Returns
-    -------
-    list of sequence
-        The utterances of each speaker, at least one.
+    Each speaker gets `per_speaker` of them, until there are enough for
+    `max_speakers`, and more from then on.
 
     Example
     -------

@@ -18,18 +18,10 @@ Part = Literal["train", "dev", "test"]
 
 
 class Slot(NamedTuple):
-    """A place in a clause.
+    """A place in a clause."""
 
-    Arguments
-    ---------
-    words : tuple of str
-        What may fill it; several words may stand for one.
-    probability : float
-        How often it is filled.
-    """
-
-    words: tuple[str, ...]
-    probability: float = 1.0
+    words: tuple[str, ...]  # what may fill it; several words may stand for one
+    probability: float = 1.0  # that it is filled
 
 
 Grammar = tuple[Slot, ...]  # the slots of a clause, in speaking order
@@ -38,17 +30,7 @@ OFTEN = 0.55
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """Split a list that is written with commas.
-
-    Arguments
-    ---------
-    text : str
-        Items separated by ", ".
-
-    Returns
-    -------
-    tuple of str
-        The items.
+    """Split a list that is written with ", " between its items.
 
     Example
     -------
@@ -93,15 +75,7 @@ CONNECTORS = listed("and, but, while, because, until")
 def part_of(key: str) -> Part:
     """Assign a text, or the name of a voice, to train (80 %), dev or test.
 
-    Arguments
-    ---------
-    key : str
-        Any text; case counts.
-
-    Returns
-    -------
-    str
-        "train", "dev" or "test", for ever the same.
+    The answer is for ever the same; case counts.
 
     Example
     -------
@@ -147,18 +121,7 @@ def make_clause(
 
 
 def make_story_sentence(rng: np.random.Generator) -> str:
-    """Draw one to three train clauses of many words, joined to a sentence.
-
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-        Advanced by this call.
-
-    Returns
-    -------
-    str
-        3 to 30 words, ending in a full stop.
-    """
+    """Draw one to three train clauses of many words: 3 to 30 words."""
     sentence = make_clause(rng, "train", MANY_WORDS)
     for _ in range(rng.integers(0, 3)):
         clause = make_clause(rng, "train", MANY_WORDS)

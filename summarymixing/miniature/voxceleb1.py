@@ -28,26 +28,13 @@ from summarymixing.miniature.text import Part, make_story_sentence, pick
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The development speakers, or the test speakers.
+    """The development speakers, or the test speakers."""
 
-    Arguments
-    ---------
-    part : str
-        The part whose voices they use.
-    share : float
-        Their share of the hours.
-    fewest, most : int
-        Bounds of their number. With more test speakers, two would share a
-        voice.
-    first_number : int
-        The number of the first speaker, as in the real corpus.
-    """
-
-    part: Part
-    share: float
+    part: Part  # whose voices they use
+    share: float  # of the hours of the corpus
     fewest: int
-    most: int
-    first_number: int
+    most: int  # with more test speakers, two would share a voice
+    first_number: int  # as in the real corpus
 
 
 DEV = Cast("train", 0.75, fewest=4, most=60, first_number=10_001)
@@ -98,15 +85,13 @@ def build_voxceleb1(dest: Path, *, hours: float = 0.3, seed: int = 1) -> Path:
     """
     check_hours(hours)
 
-    def make_jobs(root: Path) -> list[Job]:
+    def make_jobs(root: Path) -> Iterator[Job]:
         rng = np.random.default_rng(seed)
         dev = list(_plan(rng, DEV, hours))
         test = list(_plan(rng, TEST, hours))
         _write_trials(root / "veri_test2.txt", test, rng)
-        return [
-            partial(_write_appearances, root / "wav", appearances, seed)
-            for appearances in dev + test
-        ]
+        for one in dev + test:
+            yield partial(_write_appearances, root / "wav", one, seed)
 
     arguments = {"hours": hours, "seed": seed}
     return build_once(dest, "VoxCeleb1", arguments, make_jobs)

@@ -64,15 +64,7 @@ class Outcome:
 
 @dataclass
 class Total:
-    """A count and the audio it stands for.
-
-    Arguments
-    ---------
-    count : int
-        The number of rows, or of dropped stretches of audio.
-    hours : float
-        The hours of audio in them.
-    """
+    """A count of rows, or of dropped stretches, and their hours of audio."""
 
     count: int = 0
     hours: float = 0.0

@@ -20,20 +20,10 @@ TRAIN_NAME, VALID_NAME, TEST_NAME = "train.csv", "valid.csv", "test.csv"
 
 
 class FoundFile(NamedTuple):
-    """A file of a corpus, with what tells whether it has changed.
+    """A file of a corpus, with what tells whether it has changed."""
 
-    Arguments
-    ---------
-    relative : str
-        The path below the folder that was listed.
-    size : int
-        The size in bytes.
-    mtime_ns : int
-        The time of the last change in nanoseconds.
-    """
-
-    relative: str
-    size: int
+    relative: str  # the path below the folder that was listed
+    size: int  # bytes; -1 for a dangling link
     mtime_ns: int
 
 
@@ -70,12 +60,7 @@ def find_corpus(source: Path, is_corpus: Callable[[Path], bool]) -> Path:
     -------
     Path
         SOURCE itself, too, where the corpus is not below it: the caller says
-        what is missing.
-
-    Raises
-    ------
-    UserError
-        Where there are several such folders; it names them.
+        what is missing. UserError where there are several; it names them.
     """
     if is_corpus(source):
         return source
@@ -247,10 +232,9 @@ def assign_train_valid(
     ---------
     group_seconds : Mapping[str, float]
         Seconds of audio of each recording, speaker or folder.
-    max_fraction : float
-        The largest part of the corpus for validation, in [0, 1).
-    max_seconds : float
-        The largest number of seconds for validation.
+    max_fraction, max_seconds : float
+        The largest part of the corpus for validation, in [0, 1), and the
+        largest number of seconds; the smaller one counts.
 
     Returns
     -------

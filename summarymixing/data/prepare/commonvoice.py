@@ -33,20 +33,8 @@ def plan_commonvoice(source: Path, _: NoOptions) -> Plan:
     """Plan train.csv, dev.csv and test.csv of one language.
 
     The labels are speaker and transcript; white space in transcripts is
-    collapsed, case and punctuation are kept.
-
-    Arguments
-    ---------
-    source : Path
-        The folder of the language, for example
-        `cv-corpus-11.0-2022-09-21/cy`, or a folder above it.
-    _ : NoOptions
-        This corpus has no options.
-
-    Returns
-    -------
-    Plan
-        The work, with the names of unusable lines.
+    collapsed, case and punctuation are kept. SOURCE is the folder of the
+    language, for example `cv-corpus-11.0-2022-09-21/cy`, or one above it.
     """
     names = [CLIPS, *(f"{split}.tsv" for split in SPLITS)]
     source = find_corpus(
@@ -93,12 +81,8 @@ def _list_split(source: Path, split: str, listing: Listing) -> None:
             "speaker": about[SPEAKER].strip(),
             "transcript": " ".join(about[SENTENCE].split()),
         }
-        recording = Recording(
-            group=split,
-            id=PurePosixPath(name).stem,
-            path=f"{CLIPS}/{name}",
-            labels=labels,
-        )
+        stem = PurePosixPath(name).stem
+        recording = Recording(split, stem, f"{CLIPS}/{name}", labels)
         listing.add(recording, place)
 
 

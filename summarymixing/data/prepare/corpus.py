@@ -81,10 +81,9 @@ class Corpus:
 
         Arguments
         ---------
-        source : Path
-            The folder of the corpus.
-        manifests_folder : Path
-            The folder that will hold the manifests and report.json.
+        source, manifests_folder : Path
+            The folder of the corpus, and the one that will hold the manifests
+            and report.json.
         **options
             The options that differ from their defaults, by name.
 
@@ -114,13 +113,7 @@ class Corpus:
         )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the options to a command line.
-
-        Arguments
-        ---------
-        parser : ArgumentParser
-            The parser of the sub-command of this corpus.
-        """
+        """Add the options to the parser of the sub-command of this corpus."""
         types = get_type_hints(self.options)
         for entry in fields(self.options):
             word_type, several = _type_of_words(types[entry.name])

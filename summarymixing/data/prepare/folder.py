@@ -63,18 +63,8 @@ class FolderOptions:
 def plan_folder(source: Path, options: FolderOptions) -> Plan:
     """Plan train.csv and valid.csv for any folder of audio.
 
-    Arguments
-    ---------
-    source : Path
-        Searched recursively for flac, wav, ogg, opus and mp3 files of any
-        rate and number of channels.
-    options : FolderOptions
-        The options of the command line.
-
-    Returns
-    -------
-    Plan
-        The work, one item for each file.
+    SOURCE is searched recursively for flac, wav, ogg, opus and mp3 files of
+    any rate and number of channels. Each file is one item of the work.
     """
     require(
         0 < options.min_seconds <= options.max_seconds,
@@ -103,22 +93,7 @@ def plan_folder(source: Path, options: FolderOptions) -> Plan:
 
 
 def process_file(name: str, *, root: Path, options: FolderOptions) -> Outcome:
-    """Turn one file into rows.
-
-    Arguments
-    ---------
-    name : str
-        Path of the file below `root`.
-    root : Path
-        The folder of the corpus.
-    options : FolderOptions
-        They say how to cut the file, and how long its rows may be.
-
-    Returns
-    -------
-    Outcome
-        The rows, or the problem.
-    """
+    """Turn one file below `root` into rows, or name its problem."""
     path = root / name
     try:
         info = audio_info(path)

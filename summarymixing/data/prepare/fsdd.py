@@ -29,11 +29,7 @@ from summarymixing.data.prepare.by_speaker import (
     BY_SPEAKER_NAMES,
     divide_by_speaker,
 )
-from summarymixing.data.prepare.common import (
-    assign_splits,
-    list_files,
-    require,
-)
+from summarymixing.data.prepare.common import assign_splits, list_files, require
 from summarymixing.data.prepare.corpus import Corpus, option
 from summarymixing.data.prepare.listing import Listing, Recording
 from summarymixing.data.prepare.pipeline import Plan

@@ -76,20 +76,8 @@ def plan_iemocap(source: Path, options: IemocapOptions) -> Plan:
     """Plan utterances.csv, with labels speaker, mp3s_speaker and emotion.
 
     Speakers are "1" to "10", women odd and men even; see `mp3s_speaker` for
-    the other label. Emotions are "neu", "hap", "sad" and "ang".
-
-    Arguments
-    ---------
-    source : Path
-        The folder `IEMOCAP_full_release`, which holds the sessions, or a
-        folder above it.
-    options : IemocapOptions
-        The options of the command line.
-
-    Returns
-    -------
-    Plan
-        The work, with the names of unusable lines.
+    the other label. Emotions are "neu", "hap", "sad" and "ang". SOURCE is the
+    folder `IEMOCAP_full_release`, which holds the sessions, or one above it.
     """
     names = [f"Session{session}" for session in SESSIONS]
     source = find_corpus(
@@ -142,25 +130,14 @@ def mp3s_speaker(utterance: str) -> str:
     It looks for the F of women at a fixed position of the name. Where the
     name of a dialogue ends in a letter, as in Ses03M_impro05a_F000, that
     position is off by one, and the women's turns (65 in the release) go to
-    the man.
-
-    Arguments
-    ---------
-    utterance : str
-        The name of the utterance.
-
-    Returns
-    -------
-    str
-        The number of the speaker, "1" to "10".
+    the man. The speakers are "1" to "10".
 
     Example
     -------
-    >>> (
-    ...     mp3s_speaker("Ses03M_impro05_F000"),
-    ...     mp3s_speaker("Ses03M_impro05a_F000"),
-    ... )
-    ('5', '6')
+    >>> mp3s_speaker("Ses03M_impro05_F000")
+    '5'
+    >>> mp3s_speaker("Ses03M_impro05a_F000")
+    '6'
     """
     position = 18 if "script" in utterance else 15
     return _number_speaker(utterance, utterance[position : position + 1])

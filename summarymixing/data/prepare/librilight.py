@@ -74,18 +74,8 @@ class MetadataError(Exception):
 def plan_librilight(source: Path, options: LibriLightOptions) -> Plan:
     """Plan train.csv and valid.csv for Libri-Light.
 
-    Arguments
-    ---------
-    source : Path
-        A split (`.../medium`), a folder that holds splits, or a folder above
-        that.
-    options : LibriLightOptions
-        The options of the command line.
-
-    Returns
-    -------
-    Plan
-        The work, one item for each recording.
+    SOURCE is a split (`.../medium`), a folder that holds splits, or a folder
+    above that. Each recording is one item of the work.
     """
     _check_options(options)
     source, root, splits = _find_splits(source, options.splits)
@@ -112,21 +102,9 @@ def plan_librilight(source: Path, options: LibriLightOptions) -> Plan:
 def process_recording(
     stem: str, *, root: Path, options: LibriLightOptions
 ) -> Outcome:
-    """Cut one recording.
+    """Cut one recording, "SPLIT/SPEAKER/BOOK/NAME" without an ending.
 
-    Arguments
-    ---------
-    stem : str
-        "SPLIT/SPEAKER/BOOK/NAME", without an ending.
-    root : Path
-        The folder that holds the splits.
-    options : LibriLightOptions
-        The clip rule, and what train and valid never share.
-
-    Returns
-    -------
-    Outcome
-        The rows, or the problem.
+    `root` is the folder that holds the splits.
     """
     parts = stem.split("/")
     if len(parts) != DEPTH + 1:

@@ -45,18 +45,8 @@ class LibriSpeechOptions:
 def plan_librispeech(source: Path, options: LibriSpeechOptions) -> Plan:
     """Plan SPLIT.csv for each split, with labels speaker and transcript.
 
-    Arguments
-    ---------
-    source : Path
-        The folder `LibriSpeech`, which holds the splits, or a folder above
-        it.
-    options : LibriSpeechOptions
-        The options of the command line.
-
-    Returns
-    -------
-    Plan
-        The work, which notes the names of unusable files.
+    SOURCE is the folder `LibriSpeech`, which holds the splits, or a folder
+    above it. Each chapter is one item of the work.
     """
     source, splits = _find_splits(source, options.splits)
     files = [
@@ -83,17 +73,7 @@ def plan_librispeech(source: Path, options: LibriSpeechOptions) -> Plan:
 def process_chapter(chapter: str, *, root: Path) -> Outcome:
     """Match the recordings of one chapter with their transcripts.
 
-    Arguments
-    ---------
-    chapter : str
-        The folder "SPLIT/SPEAKER/CHAPTER".
-    root : Path
-        The folder of the corpus.
-
-    Returns
-    -------
-    Outcome
-        The rows, and the problems of each file.
+    The chapter is a folder "SPLIT/SPEAKER/CHAPTER" below `root`.
     """
     folder = root / chapter
     recordings = {
@@ -118,9 +98,8 @@ def process_chapter(chapter: str, *, root: Path) -> Outcome:
             recording = Recording(outcome.group, name, relative, labels)
             add_row(outcome, recording, root)
         else:
-            outcome.problems.append(
-                ("recording without a transcript", relative)
-            )
+            reason = "recording without a transcript"
+            outcome.problems.append((reason, relative))
     for name in sorted(transcripts.keys() - recordings.keys()):
         reason = "transcript without a recording"
         outcome.problems.append((reason, f"{chapter}/{name}"))

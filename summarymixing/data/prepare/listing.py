@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from summarymixing.data.audio import END_TOLERANCE_S, AudioError, audio_info
 from summarymixing.data.manifest import Row
 from summarymixing.data.prepare.account import Account, Outcome
 from summarymixing.data.prepare.common import FoundFile
-from summarymixing.data.prepare.pipeline import Plan
+from summarymixing.data.prepare.pipeline import Assign, Plan
 from summarymixing.errors import UserError
 
 # In what libsndfile notes about a wav: bytes stated, and bytes there.
@@ -79,15 +79,7 @@ class Listing:
         self.outcome.problems.append((reason, place))
 
     def drop(self, reason: str, seconds: float) -> None:
-        """Count a recording that is sound but not wanted.
-
-        Arguments
-        ---------
-        reason : str
-            Why the recording is not wanted.
-        seconds : float
-            The length of its audio.
-        """
+        """Count a recording that is sound but not wanted, and say why."""
         self.outcome.num_recordings += 1
         self.outcome.found_s += seconds
         self.outcome.dropped.append((reason, seconds))
@@ -97,7 +89,7 @@ class Listing:
         source: Path,
         files: Sequence[FoundFile],
         *,
-        assign: Callable[[Mapping[str, float]], Mapping[str, str]],
+        assign: Assign,
         replaces: Sequence[str],
         finish: Callable[[Account], None] | None = None,
     ) -> Plan:
@@ -196,10 +188,8 @@ def measure(outcome: Outcome, root: Path, name: str) -> float:
     ---------
     outcome : Outcome
         Where its seconds, or the problem, are added.
-    root : Path
-        The folder of the corpus.
-    name : str
-        Path of the recording below it.
+    root, name : Path, str
+        The folder of the corpus, and the path of the recording below it.
 
     Returns
     -------

@@ -50,8 +50,8 @@ WRITE_ERRORS = frozenset(
 )
 
 
-def _nothing_listed() -> Outcome:
-    return Outcome(num_recordings=0)
+Work = Callable[[str], Outcome]
+Assign = Callable[[Mapping[str, float]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -88,35 +88,23 @@ class Plan:
     source: Path
     files: Sequence[FoundFile]
     work_items: Sequence[str]
-    work: Callable[[str], Outcome]
-    assign: Callable[[Mapping[str, float]], Mapping[str, str]]
+    work: Work
+    assign: Assign
     replaces: Sequence[str] = ()
-    listing_outcome: Outcome = field(default_factory=_nothing_listed)
+    listing_outcome: Outcome = field(
+        default_factory=lambda: Outcome(num_recordings=0)
+    )
     finish: Callable[[Account], None] | None = None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A plan with the names that its account gives.
-
-    Arguments
-    ---------
-    corpus : str
-        The name of the corpus.
-    layout : str
-        The files that it should hold, for the message that none is usable.
-    options : Mapping[str, Any]
-        The options, by name.
-    manifests_folder : Path
-        The folder that will hold the manifests and report.json.
-    plan : Plan
-        The work.
-    """
+    """A plan with the names that its account gives."""
 
     corpus: str
-    layout: str
+    layout: str  # the files that it should hold, where none is usable
     options: Mapping[str, Any]
-    manifests_folder: Path
+    manifests_folder: Path  # will hold the manifests and report.json
     plan: Plan
 
     def run(self, *, num_workers: int = 1, overwrite: bool = False) -> Account:
@@ -203,10 +191,7 @@ class _Chunks:
     """The outcomes of all work items, in a folder of files."""
 
     def __init__(
-        self,
-        folder: Path,
-        work_items: Sequence[str],
-        work: Callable[[str], Outcome],
+        self, folder: Path, work_items: Sequence[str], work: Work
     ) -> None:
         # Not a function of the number of workers: a second run may have more.
         size = min(MAX_CHUNK_SIZE, max(1, len(work_items) // MIN_CHUNKS))
@@ -226,12 +211,16 @@ class _Chunks:
 
     def work_through(self, num_workers: int) -> None:
         """Do what is not yet done, with a progress bar."""
-        todo = [path for path in self.chunks if not _is_whole(path)]
+        # What another process needs, and not the other chunks.
+        todo = [
+            (path, work_items, self.work)
+            for path, work_items in self.chunks.items()
+            if not _is_whole(path)
+        ]
+        num_todo = sum(len(work_items) for _, work_items, _ in todo)
         num_workers = min(num_workers, len(todo))
         if num_workers <= 1:
-            self._show_progress(
-                todo, (_finish_chunk(*self._chunk(path)) for path in todo)
-            )
+            self._show_progress(num_todo, (_finish_chunk(*job) for job in todo))
             return
         with ProcessPoolExecutor(
             num_workers, initializer=_start_worker
@@ -239,12 +228,10 @@ class _Chunks:
             try:
                 # Submitting forks the processes: before the bar starts a
                 # thread. It raises, too, if one has died in the meantime.
-                futures = [
-                    pool.submit(_finish_chunk, *self._chunk(path))
-                    for path in todo
-                ]
+                futures = [pool.submit(_finish_chunk, *job) for job in todo]
                 self._show_progress(
-                    todo, (future.result() for future in as_completed(futures))
+                    num_todo,
+                    (future.result() for future in as_completed(futures)),
                 )
             except BrokenProcessPool as error:
                 raise UserError(
@@ -255,34 +242,24 @@ class _Chunks:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _chunk(
-        self, path: Path
-    ) -> tuple[Path, Sequence[str], Callable[[str], Outcome]]:
-        """Return what another process needs, and not the other chunks."""
-        return path, self.chunks[path], self.work
-
-    def _show_progress(
-        self, todo: Sequence[Path], finished: Iterable[Path]
-    ) -> None:
+    def _show_progress(self, num_todo: int, finished: Iterable[int]) -> None:
         num_items = sum(map(len, self.chunks.values()))
-        num_todo = sum(len(self.chunks[path]) for path in todo)
         with tqdm(
             total=num_items,
             initial=num_items - num_todo,
             unit=" files",
             disable=None,  # no bar in log files
         ) as bar:
-            for path in finished:
-                bar.update(len(self.chunks[path]))
+            for num_finished in finished:
+                bar.update(num_finished)
 
 
-def _finish_chunk(
-    path: Path, work_items: Sequence[str], work: Callable[[str], Outcome]
-) -> Path:
+def _finish_chunk(path: Path, work_items: Sequence[str], work: Work) -> int:
+    """Write the outcomes of a chunk; return how many there are."""
     outcomes = [work(item).to_json() for item in work_items]
     with open_atomically(path, durable=False) as file:
         file.write(json.dumps(outcomes))  # faster than json.dump
-    return path
+    return len(outcomes)
 
 
 def _is_whole(path: Path) -> bool:
@@ -327,11 +304,7 @@ def _find_finished(account: Account) -> Account | None:
     return earlier
 
 
-def _put_together(
-    chunks: _Chunks,
-    assign: Callable[[Mapping[str, float]], Mapping[str, str]],
-    account: Account,
-) -> None:
+def _put_together(chunks: _Chunks, assign: Assign, account: Account) -> None:
     """Write the manifests, one after the other."""
     manifests_folder = Path(account.manifests_folder)
     group_seconds: dict[str, float] = {}
@@ -354,10 +327,7 @@ def _put_together(
 
 
 def _rows_of(
-    name: str,
-    chunks: _Chunks,
-    manifest_of: Mapping[str, str],
-    total: Total,
+    name: str, chunks: _Chunks, manifest_of: Mapping[str, str], total: Total
 ) -> Iterator[Row]:
     """Yield the rows of one manifest, and add them up."""
     for outcome in chunks:

@@ -38,19 +38,8 @@ def plan_slurp(source: Path, _: NoOptions) -> Plan:
     """Plan train.csv, devel.csv and test.csv: one row per recording.
 
     The labels are speaker (or "unknown"), scenario, action, intent (the two
-    joined by "_") and transcript.
-
-    Arguments
-    ---------
-    source : Path
-        The folder of the corpus, or a folder above it.
-    _ : NoOptions
-        This corpus has no options.
-
-    Returns
-    -------
-    Plan
-        The work, with the names of unusable lines.
+    joined by "_") and transcript. SOURCE is the folder of the corpus, or a
+    folder above it.
     """
     source = find_corpus(
         source,

@@ -71,20 +71,8 @@ def plan_voxceleb1(source: Path, options: VoxCeleb1Options) -> Plan:
     """Plan train.csv, valid.csv, test.csv and trials.csv.
 
     The labels are speaker and recording_s, the seconds of the whole
-    recording.
-
-    Arguments
-    ---------
-    source : Path
-        The folder that holds `wav`, with all speakers, or folders that do,
-        such as `dev` and `test`; or a folder above it.
-    options : VoxCeleb1Options
-        The options of the command line.
-
-    Returns
-    -------
-    Plan
-        The work, with the lines of the list of trials that are unusable.
+    recording. SOURCE is the folder that holds `wav`, with all speakers, or
+    folders that do, such as `dev` and `test`; or a folder above it.
     """
     require(
         options.chunk_seconds >= 0.1,
@@ -203,19 +191,8 @@ def process_utterance(
 ) -> Outcome:
     """Make the rows of one utterance.
 
-    Arguments
-    ---------
-    item : str
-        What to do with the utterance, its name and its path, with tabs.
-    root : Path
-        The folder of the corpus.
-    chunk_seconds : float
-        The length of a training row in seconds.
-
-    Returns
-    -------
-    Outcome
-        The rows, what is dropped, or the problem.
+    The item is what to do with the utterance, its name and its path below
+    `root`, with tabs between. A training row has `chunk_seconds`.
     """
     use, name, path = item.split("\t")
     outcome = Outcome(group=TEST if use == TEST else name)
@@ -225,10 +202,7 @@ def process_utterance(
         path=str(root / path),
         segments=(),
         duration=duration_s,
-        labels={
-            "speaker": name.split("/")[0],
-            "recording_s": str(duration_s),
-        },
+        labels={"speaker": name.split("/")[0], "recording_s": str(duration_s)},
     )
     if not duration_s:
         return outcome
@@ -268,11 +242,9 @@ def _finish_trials(account: Account, *, trials: Sequence[Trial]) -> None:
     """Write the trials whose two utterances are in test.csv."""
     manifest = Manifest.read(Path(account.manifests_folder) / TEST_NAME)
     known = {row.id for row in manifest}
-    usable = [t for t in trials if t.enrol in known and t.test in known]
+    usable = [t for t in trials if {t.enrol, t.test} <= known]
     unusable = [
-        f"{t.enrol} {t.test}"
-        for t in trials
-        if t.enrol not in known or t.test not in known
+        f"{t.enrol} {t.test}" for t in trials if not {t.enrol, t.test} <= known
     ]
     if unusable:
         account.problems["trial without its recordings"] = unusable
