@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import hashlib
 import os
 import time
@@ -79,6 +80,9 @@ def process_group(device: str) -> Iterator[None]:
         "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
     yield
+    # A Brain is a reference cycle with DDP in it. Collected as late as Python
+    # ends, its threads find no interpreter any more and abort the process.
+    gc.collect()
     # Only after success: a rank that failed would wait here for the others.
     dist.destroy_process_group()
 
