@@ -8,13 +8,15 @@ DEMO_FOLDER ?= results/demo
 AUDIO ?=
 # Tests wait much, for processes to start and to end. Files stay whole and in order: long ones first.
 TEST_PROCESSES ?= 2
+# For example --threads=2; the environment may say ATEN_CPU_CAPABILITY=default or avx2.
+TEST_OPTIONS ?=
 
 .PHONY: demo test lint clean
 demo: $(VENV)/.installed-demo
 	$(BIN)/python recipes/demo.py $(DEMO_FOLDER) $(if $(AUDIO),--audio="$(AUDIO)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(TEST_OPTIONS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -20,11 +20,12 @@ SEED = 1986
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--device`, for the tests that run on any device."""
     parser.addoption("--device", default="cpu", help="cpu (default) or cuda")
+    parser.addoption("--threads", default=1, type=int, help="of torch")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep torch to one thread: tests are small and run beside each other."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.getoption("--threads"))
 
 
 @pytest.fixture
