@@ -23,7 +23,7 @@ from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
 from summarymixing.nnet.randomness import derive_seed
 
-# What asks a run to save and stop; see `training.processes.StopRequests`.
+# What asks a run to save and stop; see `run.stopping.StopRequests`.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 # Neighbouring buckets differ by this ratio of durations: at most 4 % padding.
