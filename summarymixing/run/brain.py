@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from speechbrain.utils.checkpoints import (
+    Checkpoint,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
@@ -92,11 +93,18 @@ class ResumableBrain(sb.Brain):
         )
 
     def on_fit_start(self) -> None:
-        """Compile, wrap, make the optimisers, resume, open the log."""
-        super().on_fit_start()
-        if self.optimizer_step:
+        """Compile, wrap, make the optimisers, resume, open the log.
+
+        SpeechBrain's own does not tell which checkpoint it has loaded; where
+        the latest one is damaged, that is an earlier one.
+        """
+        self._compile()
+        self._wrap_distributed()
+        self.init_optimizers()
+        self.resumed_from = self.checkpointer.recover_if_possible()
+        if self.resumed_from is not None:
             logger.info("going on from update %d", self.optimizer_step)
-            self._compare_batches()
+            self._compare_batches(self.resumed_from)
         self.run_log = RunLog(
             self.folder,
             resumed_at=self.optimizer_step,
@@ -107,10 +115,10 @@ class ResumableBrain(sb.Brain):
         """Return what the batches depend on beside seed and update."""
         raise NotImplementedError
 
-    def _compare_batches(self) -> None:
+    def _compare_batches(self, last: Checkpoint) -> None:
         """Warn of other batches than before, or refuse them."""
-        last = self.checkpointer.find_checkpoint()
-        saved = last.meta.get("batches", {})
+        # Version 0.1.0 called them units, where they were fixed.
+        saved = last.meta.get("batches", last.meta.get("units", {}))
         changes = ", ".join(
             f"{name} was {saved[name]:g} and is {value:g}"
             for name, value in self.describe_batches().items()
@@ -142,8 +150,11 @@ class ResumableBrain(sb.Brain):
         on_gpu = self.device_type == "cuda"
         if on_gpu:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        learner = self.modules[self.LEARNER]  # compiled, where that was asked
+        if isinstance(learner, DistributedDataParallel):
+            learner = learner.module
         self.modules[self.LEARNER] = DistributedDataParallel(
-            self.model,
+            learner,
             device_ids=[self.device] if on_gpu else None,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
@@ -152,6 +163,12 @@ class ResumableBrain(sb.Brain):
     def position(self) -> tuple[int, int]:
         """Return the updates done, and the batches of the one under way."""
         return self.optimizer_step, self.step % self.grad_accumulation_factor
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Evaluate with the running statistics of rank 0 on every process."""
+        if stage != sb.Stage.TRAIN and dist.is_initialized():
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
 
     # An update
 
@@ -267,10 +284,10 @@ def make_optimizer(
     torch.optim.Optimizer
         With a learning rate of 0, until an update sets it.
     """
-    has_fused = "fused" in inspect.signature(factory).parameters
-    optimizer: torch.optim.Optimizer = factory(
-        groups, **({"fused": on_gpu} if has_fused else {})
-    )
+    fused = inspect.signature(factory).parameters.get("fused")
+    # What the file itself says goes first.
+    options = {"fused": on_gpu} if fused and fused.default is None else {}
+    optimizer: torch.optim.Optimizer = factory(groups, **options)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return optimizer

@@ -1,10 +1,13 @@
 """What every training shares, through a Brain that fits one number."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import speechbrain as sb
 import torch
+import torch.distributed as dist
 
 from summarymixing.errors import UserError
 from summarymixing.run.brain import ResumableBrain, make_optimizer
@@ -134,6 +137,43 @@ def test_further_loggers_get_every_stage_that_they_know(tmp_path):
         "train",
         "layer_weights",
     ]
+
+
+@pytest.fixture
+def process_group():
+    """Make this process the only one of a group."""
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_compiled_model_stays_so_in_a_process_group(tmp_path, process_group):
+    brain = make_brain(tmp_path)
+    compiled = torch.compile(brain.model, backend="eager")
+    brain.modules["model"] = compiled
+    for _ in range(2):  # fine-tuning wraps again where layers join
+        brain._wrap_distributed()
+        assert brain.modules["model"].module is compiled
+
+
+def test_every_process_evaluates_with_the_statistics_of_the_first(
+    tmp_path, process_group, monkeypatch
+):
+    sent = []
+    monkeypatch.setattr(dist, "broadcast", lambda buffer, src: sent.append(src))
+    brain = make_brain(tmp_path)
+    brain.model.register_buffer("mean", torch.zeros(3))
+    for stage in sb.Stage:
+        brain.on_stage_start(stage)
+    assert sent == [0, 0]
+
+
+def test_what_the_file_says_of_fused_kernels_goes_first():
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    factory = partial(torch.optim.AdamW, fused=True)
+    optimizer = make_optimizer(factory, [{"params": [parameter]}], on_gpu=False)
+    assert optimizer.defaults["fused"]
 
 
 def test_fused_kernels_are_asked_for_where_an_optimiser_has_them():
