@@ -290,6 +290,7 @@ class PretrainingBrain(ResumableBrain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
+        super().on_stage_start(stage, epoch)
         self.stage_start = self.window.idle_since = time.perf_counter()
         if stage == sb.Stage.VALID:
             self.valid_sums = MetricSums(self.model, self.device)

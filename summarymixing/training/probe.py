@@ -60,6 +60,13 @@ class ProbeBrain(TaskBrain):
         }
         self.checkpointer.add_recoverables(self.optimizers_dict)
 
+    def set_learning_rates(self, update: int) -> None:
+        """Keep a constant rate at what the file says, not the checkpoint."""
+        followed = schedules(vars(self.hparams))
+        for name, optimizer in self.optimizers_dict.items():
+            if name.replace("optimizer", "schedule") not in followed:
+                update_learning_rate(optimizer, optimizer.defaults["lr"])
+
     def parameters_to_clip(self) -> Iterable[Iterable[nn.Parameter]]:
         """Limit the norm of head and layer weights for themselves."""
         return [

@@ -111,7 +111,7 @@ class TaskBrain(ResumableBrain):
     def on_fit_start(self) -> None:
         """Wrap, make the optimisers, resume."""
         super().on_fit_start()
-        last = self.checkpointer.find_checkpoint()
+        last = self.resumed_from
         if last is not None and "epoch" not in last.meta:
             self.saved_to_validate = self.optimizer_step
 
@@ -172,14 +172,11 @@ class TaskBrain(ResumableBrain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
+        super().on_stage_start(stage, epoch)
         testing = stage == sb.Stage.TEST
         self.stage_task = self.task.for_test() if testing else self.task
         self.scored = []
         self.loss_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        if not _is_training(stage) and dist.is_initialized():
-            # Running statistics differ between processes after an update.
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
 
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
@@ -195,8 +192,8 @@ class TaskBrain(ResumableBrain):
 
     def _end_training(self) -> None:
         """Log and save: a kill during the validation costs no more than it."""
-        if self.optimizer_step == self.saved_to_validate:
-            return  # that was before this run went on
+        if self.step == 0:  # no batch: that was before this run went on
+            return
         self._log_train()
         self.save_checkpoint({})
         self.saved_to_validate = self.optimizer_step
@@ -229,7 +226,10 @@ class TaskBrain(ResumableBrain):
         metrics = {"epoch": epoch, **metrics}
         self.run_log.write("valid", self.optimizer_step, metrics)
         self.after_validation(metrics)
-        self.save_checkpoint(metrics)
+        # In an order of checkpoints NaN has no place: it could come first.
+        self.save_checkpoint(
+            {k: math.inf if math.isnan(v) else v for k, v in metrics.items()}
+        )
         self.saved_to_validate = None
         if stop_requested_anywhere():
             raise Stopped
@@ -249,14 +249,15 @@ class TaskBrain(ResumableBrain):
         dict
             Metrics by name of the split.
         """
-        if self._tested_checkpoint() is None:
+        tested = self.checkpointer.recover_if_possible(min_key=self.selected_by)
+        if tested is None:
             raise UserError(
                 f"{self.folder} has no checkpoint to test; train first, "
                 "without --test_only and with at least one update"
             )
         splits: dict[str, dict[str, Any]] = {}
         for split, loader in self.data.tests.items():
-            self.evaluate(loader, min_key=self.selected_by)
+            self.evaluate(loader)
             scores = [scored.score for scored in self.scored]
             splits[split] = {
                 **self.results,
@@ -265,28 +266,32 @@ class TaskBrain(ResumableBrain):
             }
             on_main_process(partial(self._write_report, split))
             logger.info("%s: %s", split, splits[split])
-        on_main_process(lambda: self._write_results(splits))
+        on_main_process(lambda: self._write_results(splits, tested.meta))
         return splits
+
+    def on_evaluate_start(
+        self, max_key: str | None = None, min_key: str | None = None
+    ) -> None:
+        """Load nothing: `test` has loaded what it tests, once for all."""
 
     def _write_report(self, split: str) -> None:
         scores = [scored.score for scored in self.scored]
         self.stage_task.write_report(self.folder, split, scores)
 
-    def _tested_checkpoint(self) -> Any:
-        return self.checkpointer.find_checkpoint(min_key=self.selected_by)
-
-    def _write_results(self, splits: dict[str, dict[str, Any]]) -> None:
+    def _write_results(
+        self, splits: dict[str, dict[str, Any]], tested: dict[str, Any]
+    ) -> None:
         h = self.hparams
-        last = self.checkpointer.find_checkpoint()
+        last = self.checkpointer.find_checkpoint().meta
         metrics = {
             "task": self.task.name,
             "encoder": str(h.encoder),
             "random_encoder": h.random_encoder,
             "miniature": is_miniature(Path(h.manifests)),
             "splits": splits,
-            "valid": _saved_metrics(self._tested_checkpoint()),
-            "epochs": _saved_metrics(last).get("epoch", 0),
-            "updates": _saved_metrics(last).get("update", 0),
+            "valid": _saved_metrics(tested),
+            "epochs": last.get("epoch", 0),
+            "updates": last["update"],
             "outputs": len(self.task.outputs),
             **self.describe_model(),
         }
@@ -312,11 +317,11 @@ def _is_training(stage: sb.Stage) -> bool:
     return stage == sb.Stage.TRAIN
 
 
-def _saved_metrics(checkpoint: Any) -> dict[str, float]:
+def _saved_metrics(meta: dict[str, Any]) -> dict[str, float]:
     """Return the metrics that were saved with a checkpoint."""
     return {
         name: value
-        for name, value in checkpoint.meta.items()
+        for name, value in meta.items()
         if isinstance(value, int | float)
         and name not in ("unixtime", "end-of-epoch")
     }

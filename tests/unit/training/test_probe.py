@@ -1,6 +1,8 @@
 """Training, resuming and testing a probe, in one process."""
 
 import json
+import math
+import re
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count, repeat
@@ -15,6 +17,7 @@ from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
 from summarymixing.lobes.encoders import digest, load_frozen_encoder
 from summarymixing.pretrained import save_encoder
+from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.hparams_file import load_hparams
 from summarymixing.run.records import read_log
 from summarymixing.run.stopping import Stopped
@@ -281,7 +284,7 @@ def test_another_task_is_a_class_of_its_own(material, tmp_path):
     # Always "B": right for the first letter of two of "AB", "BA BA", "BC",
     # but for the last letter of one.
     brain.model.head.linear.w.bias.data.copy_(torch.tensor([0.0, 50.0, 0.0]))
-    brain.checkpointer.recover_if_possible = lambda **_: None
+    brain.checkpointer.load_checkpoint = lambda _: None
     assert brain.test()["test-clean"]["error_rate"] == pytest.approx(200 / 3)
 
 
@@ -363,3 +366,76 @@ def test_unreadable_audio_ends_the_run_with_its_path(material, tmp_path):
     hparams = make_hparams(material, tmp_path, manifests=str(tmp_path))
     with pytest.raises(UserError, match="dev-clean-0.wav cannot be read"):
         probe(hparams, RUN_OPTIONS)
+
+
+@pytest.fixture
+def all_checkpoints_stay(monkeypatch):
+    monkeypatch.setattr(
+        AtomicCheckpointer, "delete_checkpoints", lambda *_, **__: None
+    )
+
+
+def damage(checkpoint):
+    """Change the content of its meta data, but not the length."""
+    path = checkpoint / "CKPT.yaml"
+    path.write_text(re.sub(r"(?m)^epoch: \d", "epoch: 9", path.read_text()))
+
+
+def test_damaged_checkpoint_does_not_say_where_the_run_goes_on(
+    material, tmp_path, all_checkpoints_stay
+):
+    """The one before it was not yet validated, and that is made up for."""
+    run_probe(material, tmp_path, number_of_epochs=1)
+    brain = make_brain(make_hparams(material, tmp_path), RUN_OPTIONS)
+    damage(brain.checkpointer.find_checkpoint().path)
+    brain.on_fit_start()
+    assert next(brain.epochs()) == 1
+
+
+def test_report_is_about_the_checkpoint_that_was_tested(
+    material, tmp_path, all_checkpoints_stay
+):
+    brain = make_brain(make_hparams(material, tmp_path), RUN_OPTIONS)
+    brain.train_and_test()
+    best = brain.checkpointer.find_checkpoint(min_key=brain.selected_by)
+    damage(best.path)
+    make_brain(make_hparams(material, tmp_path), RUN_OPTIONS).test()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["valid"]["epoch"] == 3 - best.meta["epoch"]
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_epoch_without_a_finite_loss_is_not_the_best(
+    material, tmp_path, monkeypatch, bad
+):
+    summarise = ProbeBrain._summarise
+
+    def diverged(self):
+        broken = self.optimizer_step == 3 * bad
+        return summarise(self) | ({"loss": math.nan} if broken else {})
+
+    monkeypatch.setattr(ProbeBrain, "_summarise", diverged)
+    metrics = run_probe(material, tmp_path, select_by="loss")
+    assert metrics["valid"]["epoch"] == 3 - bad
+
+
+def test_run_goes_on_at_the_constant_rate_that_is_asked_for(material, tmp_path):
+    constant = {"weights_schedule": None, "number_of_epochs": 1}
+    run_probe(material, tmp_path, **constant)
+    constant |= {"number_of_epochs": 2, "weights_learning_rate": 0.5}
+    run_probe(material, tmp_path, **constant)
+    rates = [
+        entry["weights_learning_rate"]
+        for entry in read_log(tmp_path)
+        if entry["stage"] == "train"
+    ]
+    assert rates == [0.01, 0.5]
+
+
+def test_reached_limit_of_updates_leaves_the_log_alone(material, tmp_path):
+    options = {**RUN_OPTIONS, "optimizer_step_limit": 2}
+    logs = []
+    for _ in range(2):
+        probe(make_hparams(material, tmp_path), options)
+        logs.append(read_log(tmp_path)[0])
+    assert logs[0] == logs[1]
