@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,14 @@ class Progress:
         self.gpu_seconds = 0.0
         self.audio_seconds = 0.0
         self.skipped_updates = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return hours and updates, by their names in the log."""
+        return {
+            "gpu_hours": self.gpu_seconds / 3600,
+            "audio_hours": self.audio_seconds / 3600,
+            "skipped_updates": self.skipped_updates,
+        }
 
     @mark_as_saver
     def save(self, path: Path) -> None:
@@ -111,7 +119,7 @@ class ResumableBrain(sb.Brain):
             loggers=getattr(self.hparams, "train_logger", None),
         )
 
-    def describe_batches(self) -> Mapping[str, float]:
+    def describe_batches(self) -> dict[str, float]:
         """Return what the batches depend on beside seed and update."""
         raise NotImplementedError
 
@@ -215,6 +223,7 @@ class ResumableBrain(sb.Brain):
 
         The norm is that of reduced gradients: all processes decide alike.
         """
+        update = self.optimizer_step + 1
         finite = math.isfinite(self.gradient_norm)
         if finite or self.scaler.is_enabled():
             for optimizer in self.optimizers_dict.values():
@@ -227,16 +236,16 @@ class ResumableBrain(sb.Brain):
         self.nonfinite_updates += 1
         logger.warning(
             "update %d left out: its gradients are not finite (%d in a row)",
-            self.optimizer_step + 1,
+            update,
             self.nonfinite_updates,
         )
         if self.nonfinite_updates > self.hparams.patience_nonfinite:
             raise UserError(
                 f"the gradients of {self.nonfinite_updates} updates in a row "
-                f"were NaN or infinite, the last one update "
-                f"{self.optimizer_step + 1}. The last checkpoint is sound; "
-                f"start again with a lower --learning_rate or with "
-                f"--precision=fp32."
+                f"were NaN or infinite, the last one update {update}. The "
+                "last checkpoint is sound; start again with --precision=fp32 "
+                "or a lower --learning_rate (of a probe whose schedule follows "
+                "the validation: in another --output_folder)."
             )
 
     # Checkpoints
@@ -258,11 +267,16 @@ class ResumableBrain(sb.Brain):
         self.checkpointer.save_and_keep_only(
             meta={
                 "update": self.optimizer_step,
-                "batches": dict(self.describe_batches()),
+                "batches": self.describe_batches(),
                 **metrics,
             },
             **self.checkpoints_to_keep(),
         )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def make_optimizer(

@@ -18,21 +18,12 @@ def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
     """Return the folders that look like checkpoints, whole or not."""
     if not checkpoints_dir.is_dir():
         return []
-    return sorted(
-        path
-        for path in checkpoints_dir.glob(f"{CKPT_PREFIX}*")
-        if path.is_dir()
-    )
+    found = checkpoints_dir.glob(f"{CKPT_PREFIX}*")
+    return sorted(path for path in found if path.is_dir())
 
 
 def seal(folder: Path) -> None:
-    """Flush a folder's files to the disk and add the manifest last.
-
-    Arguments
-    ---------
-    folder : Path
-        A folder with all files of a checkpoint.
-    """
+    """Flush the files of a checkpoint to the disk; add the manifest last."""
     files = {}
     for path in sorted(folder.rglob("*")):
         flush(path)
@@ -65,14 +56,11 @@ def damage_of(folder: Path, compare_content: bool = False) -> str | None:
     """
     try:
         files = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))["files"]
-        expected = {
-            folder / name: (entry["bytes"], entry["sha256"])
-            for name, entry in files.items()
-        }
-        for path, (size, checksum) in expected.items():
+        for name, expected in files.items():
+            path, size = folder / name, expected["bytes"]
             if path.stat().st_size != size:
                 return f"{path.name} has {path.stat().st_size} of {size} bytes"
-            if compare_content and _sha256(path) != checksum:
+            if compare_content and _sha256(path) != expected["sha256"]:
                 return f"the content of {path.name} has changed"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -80,7 +68,7 @@ def damage_of(folder: Path, compare_content: bool = False) -> str | None:
         return describe_os_error(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST_NAME} is not readable"
-    if folder / METAFNAME not in expected:
+    if METAFNAME not in files:
         return f"{MANIFEST_NAME} does not list {METAFNAME}"
     return None
 

@@ -50,11 +50,10 @@ class AtomicCheckpointer(Checkpointer):
     A checkpoint is written to a hidden folder, its files are flushed to the
     disk, a manifest of sizes and checksums is added and the folder is renamed.
     Folders that do not match their manifest are reported in one line of the
-    log and treated as absent. Rank 0 writes; as with SpeechBrain, every rank
-    calls `save_checkpoint`, `save_and_keep_only`, `delete_checkpoints` and
+    log and treated as absent. Rank 0 writes, also what has a saver with
+    ``save_on_main_only=False``; as with SpeechBrain, every rank calls
+    `save_checkpoint`, `save_and_keep_only`, `delete_checkpoints` and
     `recover_if_possible`, and all of them raise when rank 0 fails.
-
-    Savers registered with ``save_on_main_only=False`` run on rank 0 as well.
 
     Arguments
     ---------
@@ -108,18 +107,7 @@ class AtomicCheckpointer(Checkpointer):
         name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint:
-        """Save a checkpoint: whole, or not at all.
-
-        Arguments
-        ---------
-        meta : mapping, optional
-            Plain values to remember with the checkpoint.
-        end_of_epoch : bool
-            Whether a resumed run starts the next epoch.
-        name : str, optional
-            Replaces the checkpoint of that name; a time stamp by default.
-        verbosity : int
-            Level of the line in the log.
+        """Save a checkpoint, whole or not at all; arguments as in SpeechBrain.
 
         Returns
         -------
@@ -204,12 +192,9 @@ class AtomicCheckpointer(Checkpointer):
             What was loaded; None if there are no checkpoints. UserError if
             all are damaged or the chosen one does not fit the objects.
         """
+        order = importance_key, max_key, min_key, ckpt_predicate
         chosen = on_main_process(
-            lambda: self._first_intact(
-                self.find_checkpoints(
-                    importance_key, max_key, min_key, ckpt_predicate
-                )
-            )
+            lambda: self._first_intact(self.find_checkpoints(*order))
         )
         if chosen is None:
             logger.info("No checkpoint in %s yet.", self.checkpoints_dir)
@@ -246,29 +231,26 @@ class AtomicCheckpointer(Checkpointer):
 
     def _list_checkpoint_dirs(self) -> list[Path]:
         """Return the folders of whole checkpoints; report the others once."""
-        damages = {
-            path: damage_of(path)
+        return [
+            path
             for path in checkpoint_folders(self.checkpoints_dir)
-        }
-        for path, damage in damages.items():
-            if damage is not None:
-                self._report(path, damage)
-        return [path for path, damage in damages.items() if damage is None]
+            if not self._is_damaged(path)
+        ]
 
-    def _report(self, path: Path, damage: str) -> None:
-        if path not in self._reported:
+    def _is_damaged(self, path: Path, compare_content: bool = False) -> bool:
+        damage = damage_of(path, compare_content)
+        if damage and path not in self._reported:
             self._reported.add(path)
             logger.warning(
                 "Ignored the damaged checkpoint %s: %s", path, damage
             )
+        return damage is not None
 
     def _first_intact(self, ranked: list[Checkpoint]) -> Checkpoint | None:
         """Return the first checkpoint whose content has its checksums."""
         for checkpoint in ranked:
-            damage = damage_of(checkpoint.path, compare_content=True)
-            if damage is None:
+            if not self._is_damaged(checkpoint.path, compare_content=True):
                 return checkpoint
-            self._report(checkpoint.path, damage)
         damages = {
             path.name: damage_of(path, compare_content=True)
             for path in checkpoint_folders(self.checkpoints_dir)
@@ -283,18 +265,12 @@ class AtomicCheckpointer(Checkpointer):
         return None
 
     def _save(
-        self,
-        meta: dict[str, Any],
-        end_of_epoch: bool,
-        name: str | None,
-        verbosity: int,
+        self, meta: Any, end_of_epoch: bool, name: str | None, verbosity: int
     ) -> Checkpoint:
         """Write aside, seal, rename; rank 0 only."""
-        final = (
-            self._new_checkpoint_dirpath()
-            if name is None
-            else self._custom_checkpoint_dirpath(name)
-        )
+        final = self._new_checkpoint_dirpath()
+        if name is not None:
+            final = self._custom_checkpoint_dirpath(name)
         with self._staging_folder() as staging:
             writer = Checkpointer(staging, self.recoverables)
             writer.custom_save_hooks = self.custom_save_hooks
@@ -320,8 +296,7 @@ class AtomicCheckpointer(Checkpointer):
     def _staging_folder(self) -> Iterator[Path]:
         """Yield an empty hidden folder; remove it and earlier leftovers."""
         staging = self.checkpoints_dir / STAGING_NAME
-        leftovers = (staging, self.checkpoints_dir / TRASH_NAME)
-        for leftover in leftovers:
+        for leftover in (staging, self.checkpoints_dir / TRASH_NAME):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
             yield staging
@@ -375,8 +350,7 @@ def open_checkpoints(
     fingerprint : mapping
         What must stay the same, plain and possibly nested values.
     reasons : mapping
-        Why, for each name of the fingerprint where it does not go without
-        saying.
+        Why, for names of the fingerprint where it needs saying.
 
     Returns
     -------
@@ -428,8 +402,8 @@ def _keep_settings(
 ) -> dict[str, Any]:
     """Let a checkpoint bring back the moments and rates of an optimiser only.
 
-    PyTorch would bring back weight decay and the like as well, and so ignore,
-    without a word, what the command asks for when a run goes on.
+    PyTorch would silently prefer its weight decay and the like, too, to what
+    the command asks for.
     """
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     groups = [

@@ -83,13 +83,7 @@ class HparamsFile:
         merge(self.tree, CommentedMap(overrides), source)
 
     def changes_since(self, earlier: str) -> list[str]:
-        """Return which values differ from an earlier `as_text`.
-
-        Returns
-        -------
-        list of str
-            As in ``learning_rate: 0.001 -> 0.0005``.
-        """
+        """Return what differs from an earlier text, as ``seed: 1 -> 2``."""
         old = dict(flatten(parse(earlier, "hyperparams.yaml")))
         new = dict(flatten(self.tree))
         return [
@@ -105,18 +99,7 @@ class HparamsFile:
         return stream.getvalue()
 
     def value(self, key: str) -> Any:
-        """Return a root value after references, without building objects.
-
-        Arguments
-        ---------
-        key : str
-            A root key.
-
-        Returns
-        -------
-        Any
-            Its value; None where the key is absent.
-        """
+        """Return a root value, or None, after references, without objects."""
         return round_trip_yaml().load(self._resolved_text()).get(key)
 
     def describe(self) -> str:
@@ -281,12 +264,7 @@ def find_hparams_file(path: Path) -> Path:
     Arguments
     ---------
     path : Path
-        As typed: relative to the working folder or to ``hparams``.
-
-    Returns
-    -------
-    Path
-        The file.
+        Relative to the working folder, to ``hparams`` or to its parent.
     """
     places = (Path(), HPARAMS_FOLDER, HPARAMS_FOLDER.parent)
     candidates = [place / path for place in places]

@@ -26,14 +26,8 @@ from summarymixing.errors import (
     UserError,
 )
 from summarymixing.run import processes
-from summarymixing.run.hparams_file import (
-    HparamsFile,
-    read_value,
-)
-from summarymixing.run.output_folder import (
-    mark_stopped,
-    output_folder_of,
-)
+from summarymixing.run.hparams_file import HparamsFile, read_value
+from summarymixing.run.output_folder import mark_stopped, output_folder_of
 from summarymixing.run.stopping import STOP, Stopped
 from summarymixing.run.yaml_trees import nearest
 
@@ -103,8 +97,6 @@ RUN_OPTIONS = {*HELP_TEXTS, *LIST_OPTIONS}.difference(
 )
 FLAGS = tuple(k for k in HELP_TEXTS if RunOptions().as_dict()[k] is False)
 
-_errors = processes.ErrorDeduplicator()
-
 Main = Callable[[dict[str, Any], RunOptions], None]
 
 
@@ -130,16 +122,18 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     try:
         _run(main, argv)
     except UserError as error:
-        if _errors.may_print(str(error)):
-            print(f"error: {processes.rank_prefix()}{error}", file=sys.stderr)
+        if processes.may_print(str(error)):
+            rank = processes.rank()  # ranks above 0 say so
+            prefix = f"rank {rank}: " if rank else ""
+            print(f"error: {prefix}{error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
-        if _errors.may_print("interrupted"):
+        if processes.may_print("interrupted"):
             print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except RuntimeError:
         # A collective fails on every rank when one of them is gone.
-        if not _errors.peer_failed():
+        if not processes.peer_failed():
             raise
         sys.exit(USER_ERROR_STATUS)
 

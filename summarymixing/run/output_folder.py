@@ -49,7 +49,7 @@ def output_folder_of(
     Arguments
     ---------
     recipe : HparamsFile
-        A recipe without the key ``output_folder`` writes nothing.
+        Without the key ``output_folder`` nothing is written.
     argv : sequence of str
         The command line, for the record.
 
@@ -69,16 +69,16 @@ def output_folder_of(
 
 
 def mark_stopped(folder: Path, reason: str) -> None:
-    """Leave a file in the output folder that says why the run has stopped.
+    """Leave a file that says why the run has stopped, until the next run.
 
     Arguments
     ---------
     folder : Path
+        The output folder.
     reason : str
-        The signal. The next run removes the file.
+        The name of the signal, or which rank has asked.
     """
-    path = folder / STOPPED_NAME
-    path.write_text(f"stopped by {reason}\n", encoding="utf-8")
+    (folder / STOPPED_NAME).write_text(f"stopped by {reason}\n", "utf-8")
 
 
 @contextlib.contextmanager
@@ -94,8 +94,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     folder : Path
         An existing folder. UserError while another run holds it.
     """
-    path = folder / LOCK_NAME
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(folder / LOCK_NAME, "a+", encoding="utf-8") as file:
         file.seek(0)
         owner = file.read().strip()
         try:
@@ -158,7 +157,7 @@ def _open_folder(
     )
     environment = _environment()
     _keep_earlier(folder / "env.log", environment)
-    (folder / "env.log").write_text(environment, encoding="utf-8")
+    (folder / "env.log").write_text(environment, "utf-8")
     if script.is_file():
         shutil.copy(script, folder)
     log_file = {"file_handler": {"filename": str(folder / "log.txt")}}
@@ -198,17 +197,13 @@ def _log_time(folder: Path) -> int | None:
 
 
 def _keep_earlier(path: Path, new_text: str) -> Path | None:
-    """Move the settings of an earlier, different run aside; return them.
-
-    The new run may yet be refused.
-    """
-    if path.is_file() and not path.read_text("utf-8").endswith(new_text):
-        number = 1
-        while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(kept)
-        return kept
-    return None
+    """Move the settings of an earlier, different run aside; return them."""
+    if not path.is_file() or path.read_text("utf-8").endswith(new_text):
+        return None
+    number = 1
+    while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(kept)
 
 
 def _log_exception(
@@ -234,12 +229,6 @@ def _environment() -> str:
             text=True,
         )
         packages.append(f"summarymixing at git {git.stdout.strip() or '-'}")
-    return "\n".join(
-        [
-            f"Python {sys.version}",
-            f"{platform.platform()}, {os.cpu_count()} cores",
-            f"CUDA {torch.version.cuda}",
-            *packages,
-            "",
-        ]
-    )
+    machine = f"{platform.platform()}, {os.cpu_count()} cores"
+    versions = f"Python {sys.version}", machine, f"CUDA {torch.version.cuda}"
+    return "\n".join([*versions, *packages, ""])

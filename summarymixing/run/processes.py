@@ -14,10 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from speechbrain.utils.distributed import (
-    MainProcessContext,
-    ddp_broadcast,
-)
+from speechbrain.utils.distributed import MainProcessContext, ddp_broadcast
 from speechbrain.utils.logger import get_logger
 
 from summarymixing.errors import UserError
@@ -30,6 +27,7 @@ logger = get_logger(__name__)
 # The longest that one rank may keep the others waiting in a collective.
 # SpeechBrain's two hours would hide a dead rank for as long.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+ERRORS_KEY = "summarymixing/errors"
 PEER_SECONDS = 2.0  # how long a rank waits to learn that another one failed
 
 
@@ -53,11 +51,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_launched_by_torchrun() -> bool:
-    """Return whether this process is one rank of a distributed run."""
-    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
-
-
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
     """Join the other ranks for the duration of a run.
@@ -65,10 +58,10 @@ def process_group(device: str) -> Iterator[None]:
     Arguments
     ---------
     device : str
-        ``cpu`` joins by gloo, ``cuda:INDEX`` by nccl. Without torchrun
-        nothing is joined.
+        ``cpu`` joins by gloo, ``cuda:INDEX`` by nccl; nothing is joined
+        without torchrun.
     """
-    if not is_launched_by_torchrun():
+    if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
         yield
         return
     on_gpu = device.startswith("cuda")
@@ -181,54 +174,48 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     return result
 
 
-class ErrorDeduplicator:
-    """Lets ranks that fail for the same reason report it once.
+def may_print(message: str) -> bool:
+    """Return whether this rank is the one to print why it fails.
 
-    Works without collectives, since ranks that fail cannot be relied upon to
-    meet: messages are counted in the store through which the ranks met.
+    Ranks that fail for the same reason report it once. No collective, since
+    ranks that fail cannot be relied upon to meet: messages are counted in the
+    store through which the ranks met.
+
+    Arguments
+    ---------
+    message : str
+        What would be printed.
     """
-
-    KEY = "summarymixing/errors"
-
-    def may_print(self, message: str) -> bool:
-        """Return whether this rank is the one to print a message.
-
-        Arguments
-        ---------
-        message : str
-            What would be printed.
-        """
-        store = _store()
-        if store is None:
-            return local_rank() == 0
-        key = f"{self.KEY}/{hashlib.sha256(message.encode()).hexdigest()}"
-        try:
-            store.add(self.KEY, 1)
-            if rank():  # rank 0 goes first: its message has no prefix
-                self._wait_for(store, key)
-            return bool(store.add(key, 1) == 1)
-        except RuntimeError:  # the store's process is gone
-            return True
-
-    def peer_failed(self) -> bool:
-        """Return whether another rank has announced a failure."""
-        store = _store()
-        if store is None:
-            return False
-        try:
-            return self._wait_for(store, self.KEY)
-        except RuntimeError:  # the store's process is gone
-            return True
-
-    @staticmethod
-    def _wait_for(store: Any, key: str) -> bool:
-        """Return whether a counter rises above zero soon."""
-        deadline = time.monotonic() + PEER_SECONDS
-        while not store.add(key, 0):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
+    store = _store()
+    if store is None:
+        return local_rank() == 0
+    key = f"{ERRORS_KEY}/{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        store.add(ERRORS_KEY, 1)
+        if rank():  # rank 0 goes first: its message has no prefix
+            _wait_for(store, key)
+        return bool(store.add(key, 1) == 1)
+    except RuntimeError:  # the store's process is gone
         return True
+
+
+def peer_failed() -> bool:
+    """Return whether another rank has announced a failure."""
+    store = _store()
+    try:
+        return store is not None and _wait_for(store, ERRORS_KEY)
+    except RuntimeError:  # the store's process is gone
+        return True
+
+
+def _wait_for(store: Any, key: str) -> bool:
+    """Return whether a counter rises above zero soon."""
+    deadline = time.monotonic() + PEER_SECONDS
+    while not store.add(key, 0):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _store() -> Any:
@@ -237,27 +224,14 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def rank_prefix() -> str:
-    """Return ``rank 3: `` on ranks above 0, where the user looks less."""
-    return f"rank {rank()}: " if rank() else ""
-
-
 def _use_all_cores() -> None:
-    """Undo torchrun's default of one thread for each process."""
-    if os.environ.get("OMP_NUM_THREADS") != "1" or _user_chose_threads():
-        return
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // local_world_size()))
-
-
-def _user_chose_threads() -> bool:
-    """Return whether OMP_NUM_THREADS was set before torchrun started."""
+    """Undo torchrun's default of one thread, where the user chose none."""
     try:
         # The environment that torchrun was started with, not what it added.
         environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()
     except OSError:
-        return True
-    return any(
-        variable.startswith(b"OMP_NUM_THREADS=")
-        for variable in environment.split(b"\0")
-    )
+        return
+    chosen = b"\0OMP_NUM_THREADS=" in b"\0" + environment
+    if os.environ.get("OMP_NUM_THREADS") == "1" and not chosen:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // local_world_size()))

@@ -96,28 +96,19 @@ class RunLog:
         Every process calls it: SpeechBrain's loggers wait for each other.
         """
         if self._board is not None:
-            self._write(self._board, stage, update, metrics)
+            with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+                entry = {"stage": stage, "update": update, **metrics}
+                file.write(json.dumps(entry) + "\n")
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{name}/{stage}", value, update)
+            self._board.flush()
+            shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+            logger.info("%s, update %d: %s", stage, update, shown)
         if stage in SPEECHBRAIN_STAGES:
             for further in self._loggers:
                 further.log_stats(
                     {"epoch": update}, **{f"{stage}_stats": metrics}
                 )
-
-    def _write(
-        self,
-        board: SummaryWriter,
-        stage: str,
-        update: int,
-        metrics: dict[str, float],
-    ) -> None:
-        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
-            entry = {"stage": stage, "update": update, **metrics}
-            file.write(json.dumps(entry) + "\n")
-        for name, value in metrics.items():
-            board.add_scalar(f"{name}/{stage}", value, update)
-        board.flush()
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        logger.info("%s, update %d: %s", stage, update, shown)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Replace `metrics.json`."""

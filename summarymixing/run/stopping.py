@@ -56,18 +56,6 @@ class StopRequests:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def anywhere(self) -> bool:
-        """Return whether any rank was asked to stop.
-
-        A collective: every rank must call it at the same update.
-        """
-        if not dist.is_initialized():
-            return self.received is not None
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        asked = torch.tensor(int(self.received is not None), device=device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return bool(asked.item())
-
 
 # The signals of this process; there is one set of handlers in a process.
 STOP = StopRequests()
@@ -79,5 +67,13 @@ def stop_requested() -> bool:
 
 
 def stop_requested_anywhere() -> bool:
-    """Return whether any rank was asked to stop; every rank must call it."""
-    return STOP.anywhere()
+    """Return whether any rank was asked to stop.
+
+    A collective: every rank must call it at the same update.
+    """
+    if not dist.is_initialized():
+        return stop_requested()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    asked = torch.tensor(int(stop_requested()), device=device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return bool(asked.item())

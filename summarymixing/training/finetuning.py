@@ -29,7 +29,7 @@ from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
 from summarymixing.pretrained import save_encoder, save_weights
-from summarymixing.run.brain import make_optimizer
+from summarymixing.run.brain import count_parameters, make_optimizer
 from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
@@ -40,7 +40,7 @@ from summarymixing.training.probe import (
 )
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.schedules import make_schedule
-from summarymixing.training.task_brain import TaskBrain, count_parameters
+from summarymixing.training.task_brain import TaskBrain
 
 UNFREEZING_ORDERS = ("together", "top_down", "bottom_up")
 
@@ -84,9 +84,7 @@ def layers_that_learn(
     return range(count)
 
 
-def learning_groups(
-    model: FineTuned,
-) -> list[dict[str, Any]]:
+def learning_groups(model: FineTuned) -> list[dict[str, Any]]:
     """Separate head, mixers and the rest of the encoder, for an optimiser.
 
     Each in what weight decay shrinks and what it must not; `name` tells the
@@ -209,27 +207,20 @@ class FineTuningBrain(TaskBrain):
     def draw_masks(self, batch: ProbeBatch) -> LatentMasks:
         """Draw the masks of a training batch, from update and utterance."""
         lengths = absolute_lengths(batch.wav_lens, batch.wavs.shape[1])
+        start = self.hparams.seed, "mask", self.optimizer_step
         return draw_masks(
             num_frames(lengths).tolist(),
             self.model.encoder.config["front_end_channels"],
-            [
-                derive_seed(
-                    self.hparams.seed, "mask", self.optimizer_step, row.id
-                )
-                for row in batch.rows
-            ],
+            [derive_seed(*start, row.id) for row in batch.rows],
             frames=self.frame_scheme,
             channels=self.channel_scheme,
         )
 
     def describe_model(self) -> dict[str, Any]:
         """Return the sizes of the parts, for metrics.json."""
-        return {
-            "parameters": {
-                "encoder": count_parameters(self.model.encoder),
-                "head": count_parameters(self.model.head),
-            },
-        }
+        encoder = count_parameters(self.model.encoder)
+        head = count_parameters(self.model.head)
+        return {"parameters": {"encoder": encoder, "head": head}}
 
     def write_model(self, metrics: dict[str, Any]) -> None:
         """Export what was tested; the tokenizer has its file already."""
@@ -312,12 +303,8 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> FineTuningBrain:
 
 def _check(hparams: Mapping[str, Any], task: Any) -> None:
     check_task_choices(hparams, task, unfreezing_order=UNFREEZING_ORDERS)
-    for key in (
-        "max_batch_seconds",
-        "unfreeze_every_updates",
-        "time_mask_length",
-        "channel_mask_length",
-    ):
+    masks = "time_mask_length", "channel_mask_length"
+    for key in ("max_batch_seconds", "unfreeze_every_updates", *masks):
         if not hparams[key] or hparams[key] < 1:
             raise UserError(f"{key} must be at least 1, not {hparams[key]!r}.")
     source = Path(hparams["encoder"]).resolve()

@@ -7,7 +7,7 @@ each ends with a validation, a checkpoint and an exported encoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import speechbrain as sb
@@ -22,7 +22,11 @@ from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import save_encoder
-from summarymixing.run.brain import ResumableBrain, make_optimizer
+from summarymixing.run.brain import (
+    ResumableBrain,
+    count_parameters,
+    make_optimizer,
+)
 from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested
 from summarymixing.training.pretraining_data import (
@@ -83,13 +87,12 @@ class PretrainingBrain(ResumableBrain):
         self.stop_after_update = False
         self.unreadable = self.utterances = 0
         self.shown_loss = 0.0
-        self.window = self._open_window()
+        self._open_window()
 
     def intervals(self) -> Iterator[int]:
         """Count the intervals between checkpoints, as fit's epochs.
 
-        Each step of the iteration also tells the sampler of the data which
-        updates come next.
+        Each step also tells the sampler of the data which updates come next.
         """
         every = self.hparams.checkpoint_every_updates
         while self.optimizer_step < self.hparams.max_updates:
@@ -108,9 +111,9 @@ class PretrainingBrain(ResumableBrain):
     def on_fit_start(self) -> None:
         """Compile, wrap, make the optimiser, resume."""
         super().on_fit_start()
-        self.window = self._open_window()
+        self._open_window()
 
-    def describe_batches(self) -> Mapping[str, float]:
+    def describe_batches(self) -> dict[str, float]:
         """Return what the batches depend on beside seed and update."""
         h = self.hparams
         return {
@@ -149,9 +152,8 @@ class PretrainingBrain(ResumableBrain):
         SpeechBrain's own reads the loss of each batch, for which a GPU must
         stop, and divides it by the number of batches instead of frames.
         """
-        self.window.seconds_waited += (
-            time.perf_counter() - self.window.idle_since
-        )
+        waited = time.perf_counter() - self.window.idle_since
+        self.window.seconds_waited += waited
         self._report_unreadable(batch)
         update, micro_step = self.position()
         should_step = micro_step == 0
@@ -202,11 +204,11 @@ class PretrainingBrain(ResumableBrain):
     def optimizers_step(self) -> None:
         """Make an update; log it and stop after it where that is due."""
         super().optimizers_step()
-        h, stop = self.hparams, self.stop_after_update
         # Checkpoints count hours, up to the last entry of the log.
-        if stop or self.optimizer_step % h.log_every_updates == 0:
+        due = self.optimizer_step % self.hparams.log_every_updates == 0
+        if due or self.stop_after_update:
             self._log_train()
-        if stop:
+        if self.stop_after_update:
             self.save_checkpoint({})
             raise Stopped
 
@@ -216,21 +218,16 @@ class PretrainingBrain(ResumableBrain):
         DDP has averaged over processes. Whether any process was asked to stop
         rides on the same collective.
         """
-        packed = torch.stack(
-            [
-                self.update_frames,
-                self.update_frames.new_tensor(float(stop_requested())),
-            ]
-        )
+        stop = self.update_frames.new_tensor(float(stop_requested()))
+        packed = torch.stack([self.update_frames, stop])
         if dist.is_initialized():
             dist.all_reduce(packed)
         self.update_frames.zero_()
         if self.hparams.loss_reduction == "mean":
             factor = self.nominal_frames * self.world_size / packed[0].clamp(1)
         else:  # sum over frames, mean over micro-batches, as the stock recipe
-            factor = torch.full_like(
-                packed[0], self.nominal_frames / self.grad_accumulation_factor
-            )
+            share = self.nominal_frames / self.grad_accumulation_factor
+            factor = torch.full_like(packed[0], share)
         gradients = [
             p.grad for p in self.model.parameters() if p.grad is not None
         ]
@@ -259,16 +256,14 @@ class PretrainingBrain(ResumableBrain):
         del loss, avg_loss
         return self.shown_loss
 
-    def _open_window(self) -> LoggingWindow:
-        return LoggingWindow(
-            MetricSums(self.model, self.device),
-            self.optimizer_step,
-            time.perf_counter(),
-        )
+    def _open_window(self) -> None:
+        sums = MetricSums(self.model, self.device)
+        self.window = LoggingWindow(sums, self.optimizer_step)
 
     def _log_train(self) -> None:
         """Write the metrics of the updates since the last time."""
-        window, self.window = self.window, self._open_window()
+        window = self.window
+        self._open_window()
         window.sums.reduce()
         elapsed = self.window.start - window.start
         self.progress.gpu_seconds += elapsed * self.world_size
@@ -282,9 +277,7 @@ class PretrainingBrain(ResumableBrain):
             "audio_hours_per_hour": window.sums.seconds / elapsed,
             "seconds_waited_for_data": window.seconds_waited,
             "peak_memory_gib": peak_memory_gib(self.device_type),
-            "gpu_hours": self.progress.gpu_seconds / 3600,
-            "audio_hours": self.progress.audio_seconds / 3600,
-            "skipped_updates": self.progress.skipped_updates,
+            **self.progress.metrics(),
         }
         self.run_log.write("train", self.optimizer_step, metrics)
 
@@ -348,26 +341,19 @@ class PretrainingBrain(ResumableBrain):
         state = {
             "update": self.optimizer_step,
             "max_updates": self.hparams.max_updates,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": count_parameters(self.model),
             "train_hours": self.data.hours,
-            "gpu_hours": self.progress.gpu_seconds / 3600,
-            "audio_hours": self.progress.audio_seconds / 3600,
-            "skipped_updates": self.progress.skipped_updates,
+            **self.progress.metrics(),
             "valid": metrics,
         }
         self.run_log.write_metrics(state)
+        encoder, folder = self.model.encoder, self.folder / "encoder"
         # The other processes wait: one that ended would take this one along.
-        on_main_process(
-            lambda: save_encoder(
-                self.model.encoder, self.folder / "encoder", trained_on=state
-            )
-        )
+        on_main_process(lambda: save_encoder(encoder, folder, trained_on=state))
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Separate what weight decay shrinks from what it must not.
-
-    The first group gets the weight decay of the optimiser, the second none.
+    """Separate what weight decay shrinks, first, from what it must not.
 
     Norms, biases and the mask embedding are no maps between features;
     pulling them to zero only fights their purpose. Biases of head-wise
@@ -378,10 +364,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         is_map = parameter.dim() > 1 and "bias" not in name.split(".")[-1]
         (decayed if is_map else kept).append(parameter)
-    return [
-        {"params": decayed},
-        {"params": kept, "weight_decay": 0.0},
-    ]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
 
 def peak_memory_gib(device_type: str) -> float:
@@ -396,7 +379,5 @@ def peak_memory_gib(device_type: str) -> float:
 
 def make_fingerprint(hparams: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a run keeps, with their values."""
-    return {
-        **hparams["encoder"].config,
-        **{name: hparams[name] for name in FIXED},
-    }
+    own = {name: hparams[name] for name in FIXED}
+    return {**hparams["encoder"].config, **own}

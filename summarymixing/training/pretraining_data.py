@@ -67,12 +67,11 @@ class PretrainingBatch:
 class MaskingCollate:
     """Pad utterances and mask each one.
 
-    The mask of an utterance depends on (seed, stage, epoch, utterance id)
-    alone: not on its batch, the process, or anything before it.
-
     Arguments
     ---------
     seed : int
+        The mask of an utterance depends on (seed, stage, epoch, utterance id)
+        alone: not on its batch, the process, or anything before it.
     scheme : callable
         `scheme(num_frames, rng)` gives the masked frames of an utterance.
     stage : str
@@ -89,7 +88,11 @@ class MaskingCollate:
         unreadable = [u.error for u in utterances if u.error]
         readable = [u for u in utterances if not u.error]
         if not readable:
-            return self._nothing(unreadable)
+            # One frame of silence, so that this process still takes its part.
+            nothing = gather_masked_frames([[0]], 1, [0])
+            return PretrainingBatch(
+                torch.zeros(1, 1), torch.ones(1), nothing, 0.0, unreadable
+            )
         wavs, wav_lens = pad_wavs([u.wav for u in readable])
         seeds = [
             derive_seed(self.seed, self.stage, u.epoch, u.row.id)
@@ -104,16 +107,6 @@ class MaskingCollate:
             wav_lens,
             gather_masked_frames(masked, num_frames(wavs.shape[1]), seeds),
             seconds=sum(len(u.wav) for u in readable) / SAMPLE_RATE_HZ,
-            unreadable=unreadable,
-        )
-
-    def _nothing(self, unreadable: list[str]) -> PretrainingBatch:
-        """One frame of silence, so that the process still takes its part."""
-        return PretrainingBatch(
-            torch.zeros(1, 1),
-            torch.ones(1),
-            gather_masked_frames([[0]], 1, [0]),
-            seconds=0.0,
             unreadable=unreadable,
         )
 
@@ -149,10 +142,21 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
         length=hparams["mask_length"],
     )
     seed, seconds = hparams["seed"], hparams["max_batch_seconds"]
-    train = _read_manifest(Path(hparams["manifests"]), "train")
-    valid = _read_manifest(Path(hparams["manifests"]), "valid")
+    folder = Path(hparams["manifests"])
+    train = Manifest.read(folder / "train.csv")
+    valid = Manifest.read(folder / "valid.csv")
+    train.check_audio()
+    valid.check_audio()
+    hours = float(train.durations.sum()) / 3600
     plan = BatchPlan(train.durations, seed=seed, max_batch_seconds=seconds)
-    _check_enough_batches(plan, train, world_size() * hparams["accumulation"])
+    per_update = world_size() * hparams["accumulation"]
+    if len(plan) < per_update:
+        raise UserError(
+            f"{train.path} ({hours:.2f} h) makes {len(plan)} batches, but one "
+            f"update takes {per_update} (processes x accumulation): it would "
+            f"see the same audio more than once. Lower --accumulation or "
+            f"--max_batch_seconds, or prepare more audio."
+        )
     sampler = UpdateBatchSampler(
         plan,
         rank=rank(),
@@ -187,24 +191,5 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
         loader(train, sampler, "train"),
         loader(valid, valid_sampler, "valid"),
         sampler,
-        hours=float(train.durations.sum()) / 3600,
+        hours,
     )
-
-
-def _read_manifest(folder: Path, name: str) -> Manifest:
-    manifest = Manifest.read(folder / f"{name}.csv")
-    manifest.check_audio()
-    return manifest
-
-
-def _check_enough_batches(
-    plan: BatchPlan, train: Manifest, per_update: int
-) -> None:
-    if len(plan) < per_update:
-        hours = train.durations.sum() / 3600
-        raise UserError(
-            f"{train.path} ({hours:.2f} h) makes {len(plan)} batches, but one "
-            f"update takes {per_update} (processes x accumulation): it would "
-            f"see the same audio more than once. Lower --accumulation or "
-            f"--max_batch_seconds, or prepare more audio."
-        )

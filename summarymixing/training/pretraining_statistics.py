@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 import torch
 import torch.distributed as dist
 
@@ -32,10 +35,9 @@ class MetricSums:
     ) -> None:
         codes = model.quantiser.num_groups, model.quantiser.num_codes
         # float64: counts of a long validation are exact.
+        zeros = partial(torch.zeros, device=device, dtype=torch.float64)
         self.values = {
-            name: torch.zeros(
-                codes if name in PER_CODE else (), device=device
-            ).double()
+            name: zeros(codes if name in PER_CODE else ())
             for name in PretrainingOutput._fields
         }
         self.seconds = 0.0  # of audio
@@ -49,12 +51,8 @@ class MetricSums:
     def reduce(self) -> None:
         """Sum over all processes; every process must call it."""
         parts = list(self.values.values())
-        packed = torch.cat(
-            [
-                *(part.flatten() for part in parts),
-                parts[0].new_tensor([self.seconds]),
-            ]
-        )
+        seconds = parts[0].new_tensor([self.seconds])
+        packed = torch.cat([*(part.flatten() for part in parts), seconds])
         if dist.is_initialized():
             dist.all_reduce(packed)
         packed = packed.cpu()
@@ -84,19 +82,10 @@ class MetricSums:
 
 
 class LoggingWindow:
-    """What has happened since the last entry of the log.
+    """What has happened since the last entry of the log, at an update."""
 
-    Arguments
-    ---------
-    sums : MetricSums
-        Empty sums.
-    update : int
-        Updates done when the window opens.
-    now : float
-        Seconds on the clock of `time.perf_counter`.
-    """
-
-    def __init__(self, sums: MetricSums, update: int, now: float) -> None:
-        self.sums, self.update, self.start = sums, update, now
-        self.idle_since = now  # end of the last batch
+    def __init__(self, sums: MetricSums, update: int) -> None:
+        self.sums, self.update = sums, update
+        # On the clock of `time.perf_counter`; idle since the last batch.
+        self.start = self.idle_since = time.perf_counter()
         self.seconds_waited = 0.0  # for data

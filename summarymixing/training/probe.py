@@ -28,6 +28,7 @@ from summarymixing.lobes.encoders import (
 from summarymixing.lobes.probes import Probe
 from summarymixing.nnet.bootstrap import mean_interval
 from summarymixing.nnet.randomness import derive_seed
+from summarymixing.run.brain import count_parameters
 from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.run.hparams_file import check_choices, load_hparams
 from summarymixing.run.processes import on_main_process
@@ -36,7 +37,7 @@ from summarymixing.training import layer_weights
 from summarymixing.training.classification import ALL, SPEAKERS
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
-from summarymixing.training.task_brain import TaskBrain, count_parameters
+from summarymixing.training.task_brain import TaskBrain
 
 
 class ProbeBrain(TaskBrain):
@@ -155,9 +156,7 @@ FIXED = {
 
 
 def make_fingerprint(
-    hparams: Mapping[str, Any],
-    encoder: nn.Module,
-    task: ProbeTask,
+    hparams: Mapping[str, Any], encoder: nn.Module, task: ProbeTask
 ) -> dict[str, Any]:
     """Return the settings that a run keeps, with their values."""
     return {
@@ -183,13 +182,15 @@ def check_task_choices(
     **more : sequence of str
         The allowed values of keys that not all trainings have.
     """
-    choices: dict[str, Sequence[str]] = {
-        "precision": tuple(PRECISIONS),
-        "select_by": ("loss", *task.metrics),
-        "order": ("ascending", "random"),
-        **more,
-    }
-    check_choices(hparams, choices)
+    check_choices(
+        hparams,
+        {
+            "precision": tuple(PRECISIONS),
+            "select_by": ("loss", *task.metrics),
+            "order": ("ascending", "random"),
+            **more,
+        },
+    )
 
 
 def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
@@ -210,6 +211,11 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
     data = load_probe_data(hparams, task)
     head = make_head(hparams, encoder.inner.d_model, task)
     model = Probe(encoder.inner.num_layers + 1, head)
+    with_a_state = {  # others are functions of the epoch
+        name: schedule
+        for name, schedule in schedules(hparams).items()
+        if get_default_hook(schedule, DEFAULT_SAVE_HOOKS)
+    }
     return ProbeBrain(
         task=task,
         data=data,
@@ -222,20 +228,11 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
         run_opts=run_opts,
         checkpointer=open_checkpoints(
             Path(hparams["output_folder"]) / "checkpoints",
-            {"probe": model, **_recoverable_schedules(hparams)},
+            {"probe": model, **with_a_state},
             make_fingerprint(hparams, encoder, task),
             FIXED,
         ),
     )
-
-
-def _recoverable_schedules(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schedules with a state: some are functions of the epoch."""
-    return {
-        name: schedule
-        for name, schedule in schedules(hparams).items()
-        if get_default_hook(schedule, DEFAULT_SAVE_HOOKS)
-    }
 
 
 def probe(hparams: dict[str, Any], run_opts: Any) -> None:
@@ -246,11 +243,8 @@ def probe(hparams: dict[str, Any], run_opts: Any) -> None:
 def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
     """Run a probe, or one for each fold where `fold` is "all".
 
-    Arguments
-    ---------
-    hparams, run_opts
-        See `summarymixing.training.probe.make_brain`. The folds run in
-        `output_folder/fold_N`; each goes on from its own checkpoint.
+    Arguments as in `make_brain`. The folds run in `output_folder/fold_N`; each
+    goes on from its own checkpoint.
     """
     if hparams.get("fold") != ALL:
         probe(hparams, run_opts)
@@ -263,15 +257,10 @@ def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
         probe(load_hparams(folder / "hyperparams.yaml", overrides), run_opts)
         if stop_requested_anywhere():
             raise Stopped
-        _forget_brain()
+        gc.collect()  # the Brain of a fold is a reference cycle
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     on_main_process(lambda: _write_results(folder, folders))
-
-
-def _forget_brain() -> None:
-    """Free the memory of a fold, whose Brain is a reference cycle."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _write_results(folder: Path, folders: Mapping[int, Path]) -> None:

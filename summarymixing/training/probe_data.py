@@ -51,19 +51,14 @@ class ProbeBatch:
         """
         if self.unreadable:
             raise UserError(self.unreadable[0])
-        return replace(
-            self,
-            wavs=self.wavs.to(device, non_blocking=True),
-            wav_lens=self.wav_lens.to(device, non_blocking=True),
-        )
+        wavs = self.wavs.to(device, non_blocking=True)
+        wav_lens = self.wav_lens.to(device, non_blocking=True)
+        return replace(self, wavs=wavs, wav_lens=wav_lens)
 
     def pin_memory(self) -> ProbeBatch:
         """Pin what is copied, for the data loader."""
-        return replace(
-            self,
-            wavs=self.wavs.pin_memory(),
-            wav_lens=self.wav_lens.pin_memory(),
-        )
+        wavs, wav_lens = self.wavs.pin_memory(), self.wav_lens.pin_memory()
+        return replace(self, wavs=wavs, wav_lens=wav_lens)
 
 
 def collate(utterances: Sequence[Utterance]) -> ProbeBatch:
@@ -96,14 +91,6 @@ class ProbeData:
         """Batches in an update, over all processes."""
         return self.sampler.world_size * self.sampler.accumulation
 
-    @property
-    def units(self) -> dict[str, int]:
-        """What a number of updates means."""
-        return {
-            "batches_per_epoch": len(self.sampler.plan),
-            "batches_per_update": self.batches_per_update,
-        }
-
     def first_update(self, epoch: int) -> int:
         """Return the first update of an epoch, both counted from 0.
 
@@ -112,27 +99,6 @@ class ProbeData:
         ones of the next epoch, so none is repeated or left out.
         """
         return -(-epoch * len(self.sampler.plan) // self.batches_per_update)
-
-
-def read_manifest(folder: str | Path, split: str, label: str) -> Manifest:
-    """Read the manifest of a split.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Holds `SPLIT.csv`.
-    split : str
-    label : str
-        A column that it must have.
-
-    Returns
-    -------
-    Manifest
-        UserError for a missing file, a missing column or moved audio.
-    """
-    manifest = Manifest.read(Path(folder) / f"{split}.csv", [label])
-    manifest.check_audio()
-    return manifest
 
 
 def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
@@ -149,12 +115,15 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
     Returns
     -------
     ProbeData
-        The share of this process. UserError as in `read_manifest`, and for
-        too few batches.
+        The share of this process. UserError for a missing file, a missing
+        column, moved audio or too few batches.
     """
 
     def read(split: str) -> Manifest:
-        return read_manifest(hparams["manifests"], split, task.label)
+        path = Path(hparams["manifests"]) / f"{split}.csv"
+        manifest = Manifest.read(path, [task.label])
+        manifest.check_audio()
+        return manifest
 
     whole_train = read(hparams["train_split"])
     task.fit(whole_train, Path(hparams["output_folder"]))
@@ -164,13 +133,27 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
         split: _kept(read(split), task, "test")
         for split in hparams["test_splits"]
     }
+    seconds = hparams["max_batch_seconds"]
     sampler = UpdateBatchSampler(
-        _train_plan(train, hparams),
+        BatchPlan(
+            train.durations,
+            seed=hparams["seed"],
+            max_batch_seconds=seconds,
+            batch_size=None if seconds else hparams["batch_size"],
+            order=hparams["order"],
+            smallest_batch=hparams.get("smallest_batch", 1),
+        ),
         rank=rank(),
         world_size=world_size(),
         accumulation=hparams["accumulation"],
     )
-    _check_enough_batches(sampler, train)
+    if len(sampler.plan) < sampler.world_size * sampler.accumulation:
+        raise UserError(
+            f"{train.path} makes {len(sampler.plan)} batches, but one update "
+            f"takes {sampler.world_size * sampler.accumulation} (processes x "
+            "accumulation). Lower --accumulation, --batch_size or "
+            "--max_batch_seconds, or use fewer processes."
+        )
 
     def evaluation_loader(
         manifest: Manifest, **limit: Any
@@ -188,7 +171,11 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
         )
 
     train_set = UtteranceDataset(train, tolerate_errors=True, adapt=task.adapt)
-    test_limit = {"batch_size": hparams["test_batch_size"]}
+    valid_limit = (
+        {"max_batch_seconds": max(seconds, valid.durations.max())}
+        if seconds
+        else {"batch_size": hparams["valid_batch_size"]}
+    )
     task.inspect(hparams["train_split"], train)
     # Now, so that a bad test split fails before training, not a day later.
     problems = {
@@ -197,9 +184,11 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
     }
     return ProbeData(
         _loader(train_set, sampler, hparams),
-        evaluation_loader(valid, **_valid_limit(valid, hparams)),
+        evaluation_loader(valid, **valid_limit),
         {
-            split: evaluation_loader(manifest, **test_limit)
+            split: evaluation_loader(
+                manifest, batch_size=hparams["test_batch_size"]
+            )
             for split, manifest in tests.items()
         },
         sampler,
@@ -211,35 +200,11 @@ def _kept(manifest: Manifest, task: ProbeTask, role: Role) -> Manifest:
     """Return what the task keeps of a manifest; say what it leaves out."""
     kept = manifest.where(lambda row: task.keeps(row, role))
     if len(kept) < len(manifest):
+        shares = f"{len(kept)} of {len(manifest)}"
         logger.info(
-            "%s: %d of %d utterances are used for %s",
-            manifest.path,
-            len(kept),
-            len(manifest),
-            role,
+            "%s: %s utterances are used for %s", manifest.path, shares, role
         )
     return kept
-
-
-def _train_plan(manifest: Manifest, hparams: Mapping[str, Any]) -> BatchPlan:
-    seconds = hparams["max_batch_seconds"]
-    return BatchPlan(
-        manifest.durations,
-        seed=hparams["seed"],
-        max_batch_seconds=seconds,
-        batch_size=None if seconds else hparams["batch_size"],
-        order=hparams["order"],
-        smallest_batch=hparams.get("smallest_batch", 1),
-    )
-
-
-def _valid_limit(
-    manifest: Manifest, hparams: Mapping[str, Any]
-) -> dict[str, float]:
-    seconds = hparams["max_batch_seconds"]
-    if seconds is None:
-        return {"batch_size": hparams["valid_batch_size"]}
-    return {"max_batch_seconds": max(seconds, manifest.durations.max())}
 
 
 def _loader(
@@ -255,16 +220,3 @@ def _loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
     )
-
-
-def _check_enough_batches(
-    sampler: UpdateBatchSampler, manifest: Manifest
-) -> None:
-    per_update = sampler.world_size * sampler.accumulation
-    if len(sampler.plan) < per_update:
-        raise UserError(
-            f"{manifest.path} makes {len(sampler.plan)} batches, but one "
-            f"update takes {per_update} (processes x accumulation). Lower "
-            "--accumulation, --batch_size or --max_batch_seconds, or use "
-            "fewer processes."
-        )

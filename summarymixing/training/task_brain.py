@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import speechbrain as sb
 import torch
 import torch.distributed as dist
 from speechbrain.utils.logger import get_logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from summarymixing.data.prepare.account import is_miniature
 from summarymixing.errors import UserError
@@ -25,10 +25,7 @@ from summarymixing.run.stopping import (
     stop_requested,
     stop_requested_anywhere,
 )
-from summarymixing.training.probe_data import (
-    ProbeBatch,
-    ProbeData,
-)
+from summarymixing.training.probe_data import ProbeBatch, ProbeData
 from summarymixing.training.probe_task import ProbeTask
 
 logger = get_logger(__name__)
@@ -71,7 +68,6 @@ class TaskBrain(ResumableBrain):
         self.task, self.data = task, data
         self.stage_task = task  # another one in tests, see `for_test`
         self.scored: list[Scored] = []  # of the evaluation under way
-        self.loss_sums = torch.zeros(2)  # loss and utterances of an epoch
         self.results: dict[str, float] = {}  # of the evaluation just done
         self.last_update_of_epoch = 0
         self.saved_to_validate: int | None = None  # last update of its epoch
@@ -101,23 +97,22 @@ class TaskBrain(ResumableBrain):
                 yield epoch + 1
 
     def train_and_test(self) -> None:
-        """Train and test, from the last checkpoint if there is one.
-
-        Raises `Stopped` where the run saves and stops.
-        """
+        """Train and test; `Stopped` where the run saves and stops."""
         self.fit(self.epochs(), self.data.train, self.data.valid)
         self.test()
 
     def on_fit_start(self) -> None:
-        """Wrap, make the optimisers, resume."""
+        """Wrap, make the optimisers, resume, also before a validation."""
         super().on_fit_start()
-        last = self.resumed_from
-        if last is not None and "epoch" not in last.meta:
+        if self.resumed_from and "epoch" not in self.resumed_from.meta:
             self.saved_to_validate = self.optimizer_step
 
-    def describe_batches(self) -> Mapping[str, float]:
+    def describe_batches(self) -> dict[str, float]:
         """Return what a number of updates means."""
-        return self.data.units
+        return {
+            "batches_per_epoch": len(self.data.sampler.plan),
+            "batches_per_update": self.data.batches_per_update,
+        }
 
     def on_fit_batch_start(self, batch: ProbeBatch, should_step: bool) -> None:
         """Let dropout depend on the position alone, for an exact resume."""
@@ -133,7 +128,7 @@ class TaskBrain(ResumableBrain):
     ) -> Tensor:
         """Return the mean loss of a batch; keep the scores in evaluation."""
         losses = self.stage_task.loss(*predictions, batch.rows)
-        if _is_training(stage):
+        if stage == sb.Stage.TRAIN:
             assert losses is not None
             return losses.mean()
         scores = self.stage_task.score(*predictions, batch.rows)
@@ -149,10 +144,9 @@ class TaskBrain(ResumableBrain):
         should_step: bool,
     ) -> None:
         """Sum the loss, and stop between updates where that is asked for."""
-        count = len(batch.rows)
-        self.loss_sums += torch.stack(
-            [loss.detach().double() * count, loss.new_tensor(count).double()]
-        )
+        mean = loss.detach().double()
+        sums = torch.stack([mean, torch.ones_like(mean)]) * len(batch.rows)
+        self.loss_sums += sums
         # After the last update of an epoch its validation comes first.
         if not should_step or self.optimizer_step >= self.last_update_of_epoch:
             return
@@ -182,21 +176,16 @@ class TaskBrain(ResumableBrain):
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
         """Log; after a validation anneal and save."""
-        if _is_training(stage):
-            self._end_training()
-            return
-        self.scored = gather(self.scored)
-        self.results = self._summarise()
-        if stage == sb.Stage.VALID:
-            self._end_epoch(int(epoch or 0), self.results)
-
-    def _end_training(self) -> None:
-        """Log and save: a kill during the validation costs no more than it."""
-        if self.step == 0:  # no batch: that was before this run went on
-            return
-        self._log_train()
-        self.save_checkpoint({})
-        self.saved_to_validate = self.optimizer_step
+        if stage != sb.Stage.TRAIN:
+            self.scored = gather(self.scored)
+            self.results = self._summarise()
+            if stage == sb.Stage.VALID:
+                self._end_epoch({"epoch": epoch or 0, **self.results})
+        elif self.step:  # else the batches were before this run went on
+            self._log_train()
+            # A kill during the validation costs no more than it.
+            self.save_checkpoint({})
+            self.saved_to_validate = self.optimizer_step
 
     def _log_train(self) -> None:
         if dist.is_initialized():
@@ -222,8 +211,7 @@ class TaskBrain(ResumableBrain):
             "utterances": len(self.scored),
         }
 
-    def _end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        metrics = {"epoch": epoch, **metrics}
+    def _end_epoch(self, metrics: dict[str, float]) -> None:
         self.run_log.write("valid", self.optimizer_step, metrics)
         self.after_validation(metrics)
         # In an order of checkpoints NaN has no place: it could come first.
@@ -264,7 +252,8 @@ class TaskBrain(ResumableBrain):
                 **on_main_process(partial(self.stage_task.intervals, scores)),
                 **self.data.problems[split],
             }
-            on_main_process(partial(self._write_report, split))
+            report = self.stage_task.write_report
+            on_main_process(partial(report, self.folder, split, scores))
             logger.info("%s: %s", split, splits[split])
         on_main_process(lambda: self._write_results(splits, tested.meta))
         return splits
@@ -274,22 +263,22 @@ class TaskBrain(ResumableBrain):
     ) -> None:
         """Load nothing: `test` has loaded what it tests, once for all."""
 
-    def _write_report(self, split: str) -> None:
-        scores = [scored.score for scored in self.scored]
-        self.stage_task.write_report(self.folder, split, scores)
-
     def _write_results(
         self, splits: dict[str, dict[str, Any]], tested: dict[str, Any]
     ) -> None:
-        h = self.hparams
         last = self.checkpointer.find_checkpoint().meta
         metrics = {
             "task": self.task.name,
-            "encoder": str(h.encoder),
-            "random_encoder": h.random_encoder,
-            "miniature": is_miniature(Path(h.manifests)),
+            "encoder": str(self.hparams.encoder),
+            "random_encoder": self.hparams.random_encoder,
+            "miniature": is_miniature(Path(self.hparams.manifests)),
             "splits": splits,
-            "valid": _saved_metrics(tested),
+            "valid": {
+                name: value
+                for name, value in tested.items()
+                if isinstance(value, int | float)
+                and name not in ("unixtime", "end-of-epoch")
+            },
             "epochs": last.get("epoch", 0),
             "updates": last["update"],
             "outputs": len(self.task.outputs),
@@ -311,25 +300,6 @@ class TaskBrain(ResumableBrain):
             The content of metrics.json.
         """
         raise NotImplementedError
-
-
-def _is_training(stage: sb.Stage) -> bool:
-    return stage == sb.Stage.TRAIN
-
-
-def _saved_metrics(meta: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics that were saved with a checkpoint."""
-    return {
-        name: value
-        for name, value in meta.items()
-        if isinstance(value, int | float)
-        and name not in ("unixtime", "end-of-epoch")
-    }
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of weights of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def gather(scored: list[Scored]) -> list[Scored]:
