@@ -79,11 +79,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def make_schedule(
-    name: str | Callable[..., Schedule],
-    *,
-    peak: float,
-    warmup: int,
-    total: int,
+    name: str | Callable[..., Schedule], *, peak: float, warmup: int, total: int
 ) -> Schedule:
     """Make the schedule that a YAML file names.
 
