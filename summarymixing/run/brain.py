@@ -178,8 +178,6 @@ class ResumableBrain(sb.Brain):
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    # An update
-
     def set_learning_rates(self, update: int) -> None:
         """Set the learning rates of an update, the first of which is 1."""
 
@@ -247,8 +245,6 @@ class ResumableBrain(sb.Brain):
                 "or a lower --learning_rate (of a probe whose schedule follows "
                 "the validation: in another --output_folder)."
             )
-
-    # Checkpoints
 
     def checkpoints_to_keep(self) -> dict[str, Any]:
         """Return `num_to_keep` or `min_keys`, as SpeechBrain takes them."""
