@@ -240,10 +240,11 @@ class Table:
         tasks = [task for task, _ in self.columns]
         notes = [
             "In percent: mean ± sample deviation over seeds. Below it, the 95 "
-            "% interval by bootstrap over the utterances of the test (over "
-            "its speakers for EER): how far another test set of this size "
-            "could move the number. Bold: no other encoder measured here is "
-            "better. M: million parameters of the encoder."
+            "% interval by bootstrap over the utterances of the test (for EER "
+            "over its speakers where they are 10 or more): how far another "
+            "test set of this size could move the number. Bold: no other "
+            "encoder measured here is better. M: million parameters of the "
+            "encoder."
         ]
         if any(task.is_miniature for task in tasks):
             notes.append(

@@ -131,7 +131,7 @@ def read_task(path: Path) -> BenchmarkTask:
         )
     task = _describe(hparams)
     for other in benchmark_tasks().values():
-        if path.resolve() == other.hparams.path.resolve():
+        if hparams.path.resolve() == other.hparams.path.resolve():
             return other
         for what in ("name", "title"):
             if getattr(task, what) == getattr(other, what):
@@ -200,7 +200,15 @@ def choose_tasks(
             asked[name] = known[name]
         elif name.endswith(".yaml"):
             task = read_task(Path(name))
-            asked[task.name] = task
+            paths = [
+                t.hparams.path.resolve()
+                for t in (task, asked.setdefault(task.name, task))
+            ]
+            if paths[0] != paths[1]:
+                raise UserError(
+                    f"--tasks: {paths[1]} and {paths[0]} both are named "
+                    f"'{task.name}'; rename one of the files"
+                )
         else:
             raise UserError(
                 f"--tasks: no task '{name}'; {nearest(name, known)} A task of "

@@ -13,6 +13,7 @@ from summarymixing.suite.results import (
 )
 from summarymixing.suite.table import Table
 from summarymixing.suite.tasks import PAPER_COLUMNS, benchmark_tasks
+from summarymixing.training.verification import FEWEST_SPEAKERS
 
 
 def other(wer):
@@ -201,6 +202,10 @@ def test_intervals_stand_below_the_means(write_run, tmp_path):
         ("78.0", "82.0"),
         ("79.0", "85.0"),
     ]
+
+
+def test_the_note_says_what_is_drawn_for_an_interval(table):
+    assert f"where they are {FEWEST_SPEAKERS} or more" in table.notes()[0]
 
 
 def test_a_miniature_is_never_shown_as_the_corpus(write_run, tmp_path):

@@ -87,6 +87,26 @@ def test_a_file_of_the_package_is_the_task_of_that_name():
     assert choose_tasks(str(file), ["slurp"]) == [TASKS["slurp_lstm"]]
 
 
+def test_a_file_of_the_package_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed in ("hparams/mp3s/slurp_lstm.yaml", "mp3s/slurp_lstm.yaml"):
+        assert choose_tasks(typed, ["slurp"]) == [TASKS["slurp_lstm"]]
+
+
+def test_two_files_of_one_name_are_not_one_task(tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        files.append(tmp_path / folder / "mine.yaml")
+        files[-1].parent.mkdir()
+        files[-1].write_text(
+            f"base: {HPARAMS_FOLDER / 'mp3s' / 'slurp_linear.yaml'}\n"
+            f"table: {{title: Mine {folder}}}\n"
+        )
+    with pytest.raises(UserError, match="both are named 'mine'"):
+        choose_tasks(",".join(map(str, files)), ["slurp"])
+    assert len(choose_tasks(f"{files[0]},{files[0]}", ["slurp"])) == 1
+
+
 def test_your_own_file_needs_a_name_and_a_title_of_its_own(tmp_path):
     base = f"base: {HPARAMS_FOLDER / 'mp3s' / 'slurp_linear.yaml'}\n"
     mine = tmp_path / "mine.yaml"
