@@ -35,7 +35,6 @@ from summarymixing.suite.command_runner import (
 )
 from summarymixing.suite.corpora import CorpusEntry, read_corpora
 from summarymixing.suite.encoders import read_encoders
-from summarymixing.suite.page import write_outputs
 from summarymixing.suite.plan import Override, Plan, Settings, make_plan
 from summarymixing.suite.runner import run_plan
 from summarymixing.suite.tasks import (
@@ -60,6 +59,8 @@ def main() -> None:
         print(describe_tasks())
         return
     if arguments.report_only:
+        from summarymixing.suite.page import write_outputs
+
         say_what_is_written(write_outputs(output_folder), output_folder)
         return
     if arguments.corpora is None:
@@ -86,8 +87,9 @@ def main() -> None:
 
 def run(plan: Plan, output_folder: Path, notes: list[str]) -> int:
     """Run a plan and write the report, also when it is stopped."""
-    # Imported late: SpeechBrain takes seconds to import.
+    # Imported late, as above: SpeechBrain takes seconds to import.
     from summarymixing.run.output_folder import locked_folder
+    from summarymixing.suite.page import write_outputs
 
     try:
         output_folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +98,10 @@ def run(plan: Plan, output_folder: Path, notes: list[str]) -> int:
     with locked_folder(output_folder), CommandRunner(REPOSITORY) as runner:
         try:
             failed = run_plan(plan, runner)
-        except Interrupted as stop:
+        except Interrupted:
             write_outputs(output_folder, plan.runs, notes)
             print("stopped; the same command goes on from here")
-            return stop.status
+            raise
         files = write_outputs(output_folder, plan.runs, notes)
     say_what_is_written(files, output_folder)
     if failed:

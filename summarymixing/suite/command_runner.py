@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 from summarymixing.errors import INTERRUPTED_STATUS, STOPPED_STATUS
 
@@ -37,39 +36,16 @@ def as_typed(command: Sequence[str]) -> list[str]:
 
 
 class Interrupted(SystemExit):
-    """A signal ended the commands.
-
-    Arguments
-    ---------
-    status : int
-        What this process should end with.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    """A signal ended the commands; its status is that of this process."""
 
 
-@dataclass(frozen=True)
-class FinishedCommand:
-    """A command that has ended.
+class FinishedCommand(NamedTuple):
+    """A command that has ended."""
 
-    Arguments
-    ---------
-    title : str
-        What the command does.
-    command : list of str
-        The command as users type it.
-    seconds : float
-        How long it took.
-    status : int
-        0 where it went well; the negative number of a signal that killed it.
-    """
-
-    title: str
-    command: list[str]
-    seconds: float
-    status: int
+    title: str  # what the command does
+    command: list[str]  # as users type it
+    seconds: float  # how long it took
+    status: int  # 0, or what went wrong; negative: the signal that killed it
 
 
 class CommandRunner:
@@ -108,12 +84,7 @@ class CommandRunner:
                 signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -149,19 +120,17 @@ class CommandRunner:
             status = self._child.wait()
             self._child = None
         seconds = time.monotonic() - start
-        ended = FinishedCommand(title, as_typed(command), seconds, status)
-        self.done.append(ended)
+        self.done.append(
+            FinishedCommand(title, as_typed(command), seconds, status)
+        )
         self.check()
-        return ended
+        return self.done[-1]
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came."""
         if self.received is not None:
-            raise Interrupted(
-                INTERRUPTED_STATUS
-                if self.received == signal.SIGINT
-                else STOPPED_STATUS
-            )
+            by_user = self.received == signal.SIGINT
+            raise Interrupted(INTERRUPTED_STATUS if by_user else STOPPED_STATUS)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.received is not None
@@ -178,8 +147,7 @@ class CommandRunner:
         """Pass the signal on, once; all but Ctrl-C ask to save and stop."""
         if not self._is_told and self._child is not None:
             self._is_told = True
+            by_user = self.received == signal.SIGINT
             self._child.send_signal(
-                signal.SIGINT
-                if self.received == signal.SIGINT
-                else signal.SIGTERM
+                signal.SIGINT if by_user else signal.SIGTERM
             )

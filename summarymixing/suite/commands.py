@@ -25,21 +25,11 @@ TAIL_LINES = 12
 
 @dataclass(frozen=True)
 class Command:
-    """A command with a folder of its own; this one prepares a corpus.
+    """A command with a folder of its own; this one prepares a corpus."""
 
-    Arguments
-    ---------
-    folder : Path
-        Where the record and the log are written.
-    words : tuple of str
-        The command, which is run in the repository.
-    corpus : str
-        The corpus that it makes or needs.
-    """
-
-    folder: Path
-    words: tuple[str, ...]
-    corpus: str
+    folder: Path  # where the record and the log are written
+    words: tuple[str, ...]  # the command, which is run in the repository
+    corpus: str  # what it makes or needs
 
     @property
     def title(self) -> str:
@@ -71,24 +61,13 @@ class Command:
 
 @dataclass(frozen=True)
 class ProbeRun(Command):
-    """One training of a probe, with its tests.
+    """One training of a probe, with its tests."""
 
-    Arguments
-    ---------
-    encoder : EncoderSource
-        The encoder that is probed.
-    task : BenchmarkTask
-        The task that the probe learns.
-    seed : int
-        The seed of the run.
-    provenance : mapping
-        What the results depend on and the command does not show: where the
-        manifests come from, and the content of the YAML file.
-    """
-
-    encoder: EncoderSource
-    task: BenchmarkTask
+    encoder: EncoderSource  # the encoder that is probed
+    task: BenchmarkTask  # what the probe learns
     seed: int
+    # What the results depend on and the command does not show: where the
+    # manifests come from, and the content of the YAML file.
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -110,14 +89,15 @@ class ProbeRun(Command):
 
     def reason_not_to_run(self) -> str | None:
         """Say whether the encoder has changed since the runs were planned."""
-        if digest_of(self.encoder.source) in (
-            self.encoder.source,  # a name on the hub
-            self.encoder.digest,
-        ):
+        source, digest = self.encoder.source, self.encoder.digest
+        if digest_of(source) in (
+            source,
+            digest,
+        ):  # a name on the hub is its own
             return None
         return (
-            f"the files in {self.encoder.source} have changed; probe a copy "
-            "while its pre-training goes on"
+            f"the files in {source} have changed; probe a copy while its "
+            "pre-training goes on"
         )
 
     def is_done(self) -> bool:
@@ -131,11 +111,8 @@ class ProbeRun(Command):
     def conflict_with_earlier(self) -> str | None:
         """Say how the command that made what is there differs from this one.
 
-        Returns
-        -------
-        str or None
-            None where it is the same, or where nothing was trained: a
-            command that failed at once may be mended.
+        None where it is the same, or where nothing was trained: a command that
+        failed at once may be mended.
         """
         record = read_record(self.folder)
         is_begun = any(self.folder.rglob("checkpoints/*"))

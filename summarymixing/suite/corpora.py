@@ -40,24 +40,12 @@ KEYS_OF_AN_ENTRY = ("source", MANIFESTS, "options")
 
 @dataclass(frozen=True)
 class CorpusEntry:
-    """One corpus of the file.
+    """One corpus of the file."""
 
-    Arguments
-    ---------
-    name : str
-        Its key in the file.
-    manifests : Path
-        The folder of its manifests.
-    source : Path, optional
-        The folder of the corpus; without, the manifests are there already.
-    options : tuple of str
-        Options that recipes/prepare.py gets.
-    """
-
-    name: str
-    manifests: Path
-    source: Path | None = None
-    options: tuple[str, ...] = ()
+    name: str  # its key in the file
+    manifests: Path  # where its manifests are
+    source: Path | None = None  # its folder; None: prepared already
+    options: tuple[str, ...] = ()  # what recipes/prepare.py gets
 
 
 def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
@@ -66,15 +54,14 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
     Arguments
     ---------
     path : Path
-        The YAML file.
+        The YAML file; one UserError names everything that is wrong in it.
     default_manifests : Path
-        Where manifests go, a folder for each corpus, if the file does not
-        say it.
+        Where a folder of manifests for each corpus goes by default.
 
     Returns
     -------
     dict
-        Corpora by name. One UserError names everything that is wrong.
+        The corpora by name.
 
     Example
     -------
@@ -101,9 +88,18 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
         parts = value if isinstance(value, Mapping) else {"source": value}
         problem = _find_problem(str(name), parts)
         if problem is None:
-            entry = _make_entry(name, parts, parent, root)
-            problem = _find_missing_folder(entry)
-            corpora[name] = entry
+            folders = {
+                key: parent / Path(parts[key]).expanduser()
+                for key in ("source", MANIFESTS)
+                if key in parts
+            }
+            corpora[name] = CorpusEntry(
+                name,
+                folders.get(MANIFESTS, root / name),
+                folders.get("source"),
+                tuple(parts.get("options", ())),
+            )
+            problem = _find_missing_folder(corpora[name])
         if problem is not None:
             problems.append(f"{name}: {problem}")
     if not content:
@@ -152,20 +148,6 @@ def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
     if not {"source", MANIFESTS} & set(parts):
         return "neither a source nor manifests"
     return None
-
-
-def _make_entry(
-    name: str, parts: Mapping[str, Any], parent: Path, root: Path
-) -> CorpusEntry:
-    def absolute(key: str) -> Path:
-        return parent / Path(parts[key]).expanduser()
-
-    return CorpusEntry(
-        name,
-        absolute(MANIFESTS) if MANIFESTS in parts else root / name,
-        absolute("source") if "source" in parts else None,
-        tuple(parts.get("options", ())),
-    )
 
 
 def _find_missing_folder(entry: CorpusEntry) -> str | None:

@@ -22,26 +22,14 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """An encoder that is probed.
+    """An encoder that is probed."""
 
-    Arguments
-    ---------
-    name : str
-        Its name in tables, and that of its folder.
-    source : str
-        What a probe gets as --encoder: an absolute folder, a name on the
-        Hugging Face hub or log_mel.
-    random : bool
-        Take its architecture with random weights.
-    digest : str
-        A fingerprint of its files. A pre-training run renews its encoder at
-        every checkpoint: what was measured with an earlier one is not a
-        result of this one.
-    """
-
-    name: str
-    source: str
-    random: bool = False
+    name: str  # in tables; also the name of its folder
+    source: str  # what a probe gets: an absolute folder, a hub's name, log_mel
+    random: bool = False  # take its architecture with random weights
+    # A fingerprint of its files. A pre-training run renews its encoder at
+    # every checkpoint: what was measured with an earlier one is not a result
+    # of this one.
     digest: str = ""
 
 
@@ -62,8 +50,7 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[EncoderSource]:
     """
     if not words:
         raise UserError("which encoder? --encoder=[NAME=]FOLDER")
-    pairs = [_split(word) for word in words]
-    found = [(name, _find(source)) for name, source in pairs]
+    found = [(name, _find(source)) for name, source in map(_split, words)]
     derived = _name([source for _, source in found])
     encoders = [
         EncoderSource(name or derived[source], source, digest=digest_of(source))
@@ -76,9 +63,8 @@ def read_encoders(words: Sequence[str], *, random: bool) -> list[EncoderSource]:
                 f"--random draws the weights of the first encoder anew, and "
                 f"{LOG_MEL} has none; name another one first"
             )
-        encoders.append(
-            replace(first, name=f"{first.name}_random", random=True)
-        )
+        twin = replace(first, name=f"{first.name}_random", random=True)
+        encoders.append(twin)
     _check_names(encoders)
     return encoders
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from summarymixing.files import open_atomically
+from summarymixing.html_page import (
+    Page,
+    draw_curves,
+    draw_layer_weights,
+    save_figure,
+)
+from summarymixing.run.records import read_log
 from summarymixing.suite.commands import (
     LOG_NAME,
     RECORD_NAME,
@@ -64,9 +74,6 @@ def write_outputs(
     table.write_csv(files[1])
     write_long_csv(files[2], results)
     write_layer_csv(files[3], results)
-    # Imported late: matplotlib is for those who have something to draw.
-    from summarymixing.html_page import Page, save_figure
-
     page = Page("MP3S: probes of frozen encoders")
     _add_table(page, table, [*notes, _count(results)])
     if weights := mean_layer_weights(results):
@@ -81,13 +88,12 @@ def write_outputs(
 
 def _count(results: Sequence[RunResult]) -> str:
     """Say how much of the table is there."""
-    states = [result.state for result in results]
-    counts = {s: states.count(s) for s in ("done", "failed", "missing")}
-    shown = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    return f"Runs: {shown}."
+    count = Counter(result.state for result in results)
+    states = [s for s in ("done", "failed", "missing") if count[s]]
+    return f"Runs: {', '.join(f'{count[s]} {s}' for s in states)}."
 
 
-def _add_table(page: Any, table: Table, notes: Sequence[str]) -> None:
+def _add_table(page: Page, table: Table, notes: Sequence[str]) -> None:
     rows = table.rows()
     bold = [
         (number, len(LEAD) + column)
@@ -100,12 +106,10 @@ def _add_table(page: Any, table: Table, notes: Sequence[str]) -> None:
 
 
 def _add_layers(
-    page: Any,
+    page: Page,
     weights: Mapping[str, Mapping[str, Sequence[float]]],
     tasks: Sequence[BenchmarkTask],
-) -> Any:
-    from summarymixing.html_page import draw_layer_weights
-
+) -> Figure:
     shown = {title for columns in weights.values() for title in columns}
     titles = [t.short_title for t in tasks if t.short_title in shown]
     figure = draw_layer_weights(weights, titles)
@@ -119,32 +123,21 @@ def _add_layers(
 
 
 def _add_curves(
-    page: Any, task: BenchmarkTask, results: Sequence[RunResult]
+    page: Page, task: BenchmarkTask, results: Sequence[RunResult]
 ) -> None:
     """Add a figure with the validation of every run of a task."""
-    from summarymixing.html_page import draw_curves
-
-    logs: dict[str, list[Any]] = {}
+    logs: dict[str, list[list[dict[str, Any]]]] = {}
     for result in results:
-        if found := _read_logs(result.folder):
-            logs.setdefault(result.encoder, []).extend(found)
+        # A run of all folds has its logs one folder below.
+        folds = sorted(p.parent for p in result.folder.glob("*/log.jsonl"))
+        for folder in (result.folder, *folds):
+            if log := read_log(folder):
+                logs.setdefault(result.encoder, []).append(log)
     panels = _find_panels(task, [log for runs in logs.values() for log in runs])
     if panels:
         page.heading(f"Validation: {task.title}")
         figure = draw_curves(logs, panels)
         page.figure(figure, "After each epoch; a line for each run.")
-
-
-def _read_logs(folder: Path) -> list[list[dict[str, Any]]]:
-    """Read the log of a run, or those of its folds."""
-    # Imported late: it imports torch.
-    from summarymixing.run.records import read_log
-
-    folders = (
-        folder,
-        *sorted(path.parent for path in folder.glob("*/log.jsonl")),
-    )
-    return [log for one in folders if (log := read_log(one))]
 
 
 def _find_panels(
@@ -153,33 +146,33 @@ def _find_panels(
     """Return the loss, and the metric or what else selects the epoch."""
     entries = [e for log in logs for e in log if e["stage"] == "valid"]
     found = {key for entry in entries for key in entry}
-    selected_by = str(task.hparams.tree["select_by"])
-    panels = {"loss": "loss"}
+    key = str(task.hparams.tree["select_by"])
+    title = key.replace("_", " ")
     if task.metric in found:
-        panels[task.metric] = f"{task.metric_label} (%)"
-    else:
-        panels[selected_by] = selected_by.replace("_", " ")
+        key, title = task.metric, f"{task.metric_label} (%)"
+    panels = {"loss": "loss", key: title}
     return {key: title for key, title in panels.items() if key in found}
 
 
 def _add_failures(
-    page: Any, output_folder: Path, results: Sequence[RunResult]
+    page: Page, output_folder: Path, results: Sequence[RunResult]
 ) -> None:
     failed = [result for result in results if result.state == "failed"]
-    if not failed:
-        return
-    page.heading("What failed")
+    if failed:
+        page.heading("What failed")
     for result in failed:
-        name = f"{result.encoder}, {result.task.name}, seed {result.seed}"
         log = result.log
         if log.is_relative_to(output_folder):
             log = log.relative_to(output_folder)
-        page.paragraph(f"{name}; the end of {log}:")
+        page.paragraph(
+            f"{result.encoder}, {result.task.name}, seed {result.seed}; the "
+            f"end of {log}:"
+        )
         page.commands([read_tail(result.log)])
 
 
 def _add_commands(
-    page: Any, output_folder: Path, results: Sequence[RunResult]
+    page: Page, output_folder: Path, results: Sequence[RunResult]
 ) -> None:
     """Add what was run, as it can be run again from the repository."""
     page.heading("What was run")
@@ -187,10 +180,8 @@ def _add_commands(
         "In the folder of the repository. Each run has the output of its "
         f"command beside its results, in {LOG_NAME}."
     )
-    pattern = f"preparation/*/{RECORD_NAME}"
-    records = [
-        read_record(path.parent) for path in sorted(output_folder.glob(pattern))
-    ]
+    preparations = sorted(output_folder.glob(f"preparation/*/{RECORD_NAME}"))
+    records = [read_record(path.parent) for path in preparations]
     records += [dict(r.record) for r in results if "seconds" in r.record]
     lines = []
     for record in records:
