@@ -80,7 +80,7 @@ class ProbeRun(Command):
         return {
             "encoder": self.encoder.name,
             "task": self.task.name,
-            "file": str(self.task.hparams.path.resolve()),
+            "file": str(self.task.hparams.path),
             "seed": self.seed,
             "encoder_digest": self.encoder.digest,
             "provenance": dict(self.provenance),

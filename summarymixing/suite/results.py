@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,7 @@ from summarymixing.suite.commands import (
     read_metrics,
     read_record,
 )
-from summarymixing.suite.tasks import (
-    BenchmarkTask,
-    benchmark_tasks,
-    read_task,
-)
+from summarymixing.suite.tasks import BenchmarkTask, benchmark_tasks, read_task
 
 NOT_METRICS = ("epoch", "update")  # of the checkpoint that was tested
 Interval = tuple[float, float]
@@ -29,30 +25,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run: what it found, or that it has not.
+    """One run: what it found, or that it has not."""
 
-    Arguments
-    ---------
-    encoder : str
-        The name of the encoder.
-    task : BenchmarkTask
-        The task; `as_miniature` where the corpus was one.
-    seed : int
-        The seed of the run.
-    folder : Path
-        The output folder of the run.
-    record : mapping
-        What `read_record` returns.
-    metrics : mapping, optional
-        What `read_metrics` returns.
-    """
-
-    encoder: str
-    task: BenchmarkTask
+    encoder: str  # its name
+    task: BenchmarkTask  # `as_miniature` where the corpus was one
     seed: int
-    folder: Path
-    record: Mapping[str, Any]
-    metrics: Mapping[str, Any] | None
+    folder: Path  # the output folder of the run
+    record: Mapping[str, Any]  # what `read_record` returns
+    metrics: Mapping[str, Any] | None  # what `read_metrics` returns
 
     @property
     def state(self) -> str:
@@ -74,8 +54,7 @@ class RunResult:
 
     def value(self, split: str, metric: str) -> float | None:
         """Return one metric; None where it is not there."""
-        found = {(s, m): value for s, m, value in self.values()}
-        return found.get((split, metric))
+        return {(s, m): v for s, m, v in self.values()}.get((split, metric))
 
     def interval(self, split: str, metric: str) -> Interval | None:
         """Return the 95 % interval of a metric; None where it is not there."""
@@ -142,24 +121,20 @@ def read_results(
             for folder, key in found.items()
         ]
     )
+    encoders = list(dict.fromkeys(run.encoder.name for run in planned))
     first_start: dict[str, str] = {}
     for result in results:
         start = result.record.get("started", "9")  # none: after all others
         earliest = first_start.get(result.encoder, start)
         first_start[result.encoder] = min(start, earliest)
-    encoders = list(dict.fromkeys(run.encoder.name for run in planned))
-    encoders += sorted(
-        set(first_start) - set(encoders),
-        key=lambda name: (first_start[name], name),
-    )
-    return sorted(
-        results,
-        key=lambda r: (
-            encoders.index(r.encoder),
-            _place(r.task),
-            r.seed,
-        ),
-    )
+
+    def place(result: RunResult) -> tuple[Any, ...]:
+        name = result.encoder
+        known = encoders.index(name) if name in encoders else len(encoders)
+        task = _place(result.task)
+        return known, first_start[name], name, task, result.seed
+
+    return sorted(results, key=place)
 
 
 def _name_miniatures(results: Sequence[RunResult]) -> list[RunResult]:
@@ -194,6 +169,12 @@ def _place(task: BenchmarkTask) -> tuple[int, str]:
     return names.index(task.name) if known else len(names), task.title
 
 
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV."""
+    with open_atomically(path) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write every number, one in a line, as pandas likes it.
 
@@ -207,29 +188,28 @@ def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:
         The runs, in the order of the lines.
     """
     lead = ("encoder", "corpus", "task", "seed", "state")
-    with open_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*lead, "split", "metric", "value", "low", "high"])
-        for r in results:
-            about = (r.encoder, r.task.corpus, r.task.name, r.seed, r.state)
-            for split, metric, value in r.values():
-                interval = r.interval(split, metric) or ("", "")
-                writer.writerow([*about, split, metric, value, *interval])
-            if r.metrics is None:
-                writer.writerow([*about, "", "", "", "", ""])
+    rows: list[tuple[Any, ...]] = [
+        (*lead, "split", "metric", "value", "low", "high")
+    ]
+    for r in results:
+        about = (r.encoder, r.task.corpus, r.task.name, r.seed, r.state)
+        for split, metric, value in r.values():
+            interval = r.interval(split, metric) or ("", "")
+            rows.append((*about, split, metric, value, *interval))
+        if r.metrics is None:
+            rows.append((*about, "", "", "", "", ""))
+    write_rows(path, rows)
 
 
 def write_layer_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write the layer weights, one in a line; arguments as above."""
-    with open_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["encoder", "corpus", "task", "seed", "layer", "weight"]
-        )
-        for r in results:
-            about = (r.encoder, r.task.corpus, r.task.name, r.seed)
-            for layer, weight in enumerate(r.layer_weights()):
-                writer.writerow([*about, layer, weight])
+    header = ("encoder", "corpus", "task", "seed", "layer", "weight")
+    rows = (
+        (r.encoder, r.task.corpus, r.task.name, r.seed, layer, weight)
+        for r in results
+        for layer, weight in enumerate(r.layer_weights())
+    )
+    write_rows(path, [header, *rows])
 
 
 def mean_layer_weights(

@@ -7,14 +7,18 @@ Linear-Complexity Self-Supervised Learning for Speech Processing. Interspeech
 
 from __future__ import annotations
 
-import csv
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from summarymixing.files import open_atomically
-from summarymixing.suite.results import Interval, RunResult, tasks_of
+from summarymixing.suite.results import (
+    Interval,
+    RunResult,
+    tasks_of,
+    write_rows,
+)
 from summarymixing.suite.tasks import PAPER_COLUMNS, BenchmarkTask
 
 DECIMALS = 1  # as the paper prints
@@ -53,24 +57,12 @@ USUAL_WORDS = (
 
 @dataclass(frozen=True)
 class TableCell:
-    """The runs of an encoder on a column.
+    """The runs of an encoder on a column."""
 
-    Arguments
-    ---------
-    values : tuple of float
-        The metric, for each seed that has it.
-    intervals : tuple of (float, float)
-        Its 95 % interval, for each seed that has one.
-    num_runs : int
-        How many seeds should have it.
-    any_failed : bool
-        Whether a run of them failed.
-    """
-
-    values: tuple[float, ...]
-    intervals: tuple[Interval, ...] = ()
-    num_runs: int = 1
-    any_failed: bool = False
+    values: tuple[float, ...]  # the metric, for each seed that has it
+    intervals: tuple[Interval, ...] = ()  # 95 %, for each seed that has one
+    num_runs: int = 1  # how many seeds should have it
+    any_failed: bool = False  # whether one of them failed
 
     @property
     def mean(self) -> float | None:
@@ -123,21 +115,11 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of the table.
+    """A line of the table."""
 
-    Arguments
-    ---------
-    lead : tuple of str
-        What stands below `LEAD`.
-    cells : tuple of str
-        What stands in the other columns.
-    best : frozenset of int
-        The cells that no other measured row beats.
-    """
-
-    lead: tuple[str, ...]
-    cells: tuple[str, ...]
-    best: frozenset[int] = frozenset()
+    lead: tuple[str, ...]  # what stands below `LEAD`
+    cells: tuple[str, ...]  # what stands in the other columns
+    best: frozenset[int] = frozenset()  # those no other measured row beats
 
 
 class Table:
@@ -178,11 +160,11 @@ class Table:
         runs = [
             r for r in self.results if (r.encoder, r.task) == (encoder, task)
         ]
-        values = [run.value(split, task.metric) for run in runs]
-        intervals = [run.interval(split, task.metric) for run in runs]
+        values = (run.value(split, task.metric) for run in runs)
+        intervals = (run.interval(split, task.metric) for run in runs)
         return TableCell(
             tuple(value for value in values if value is not None),
-            tuple(interval for interval in intervals if interval),
+            tuple(filter(None, intervals)),
             len(runs),
             any(run.state == "failed" for run in runs),
         )
@@ -193,23 +175,19 @@ class Table:
             encoder: [self.cell(encoder, *column) for column in self.columns]
             for encoder in self.encoders
         }
+        columns = zip(*cells.values(), strict=True)
         best = [
-            _best(task, [row[index] for row in cells.values()])
-            for index, (task, _) in enumerate(self.columns)
+            _best(task, column)
+            for (task, _), column in zip(self.columns, columns, strict=True)
         ]
-        measured = [
-            TableRow(
-                (
-                    encoder,
-                    self._size(encoder),
-                    str(max((len(c.values) for c in row), default=0)),
-                ),
-                tuple(cell.text() for cell in row),
-                frozenset(i for i, cell in enumerate(row) if cell in best[i]),
-            )
-            for encoder, row in cells.items()
-        ]
-        return [*measured, *self._quoted_rows()]
+        rows = []
+        for encoder, row in cells.items():
+            seeds = max((len(cell.values) for cell in row), default=0)
+            lead = (encoder, self._size(encoder), str(seeds))
+            is_best = (i for i, cell in enumerate(row) if cell in best[i])
+            texts = tuple(cell.text() for cell in row)
+            rows.append(TableRow(lead, texts, frozenset(is_best)))
+        return [*rows, *self._quoted_rows()]
 
     def _quoted_rows(self) -> list[TableRow]:
         """Return the rows of the paper that have a number in this table."""
@@ -259,20 +237,16 @@ class Table:
     def _changes(self) -> list[str]:
         """Name what differs from the YAML files."""
         commands = [r.record.get("command", []) for r in self.results]
-        words = dict.fromkeys(
+        counts = Counter(
             word
             for command in commands
-            for word in command
+            for word in dict.fromkeys(command)
             if word.startswith("--") and not word.startswith(USUAL_WORDS)
         )
-        shown = [
-            f"{word} ({sum(word in command for command in commands)})"
-            for word in words
-        ]
-        return shown and [
-            "Not as in the YAML files, with the number of runs: "
-            f"{', '.join(shown)}."
-        ]
+        shown = ", ".join(f"{word} ({count})" for word, count in counts.items())
+        if not shown:
+            return []
+        return [f"Not as in the YAML files, with the number of runs: {shown}."]
 
     def markdown(self) -> str:
         """Return the table for a Markdown page."""
@@ -283,9 +257,10 @@ class Table:
                 for index, cell in enumerate(row.cells)
             ]
             lines.append([*row.lead, *cells])
-        table = [f"| {' | '.join(line)} |" for line in lines]
-        text = "\n".join(line.replace("\n", "<br>") for line in table)
-        return "\n\n".join([text, *self.notes()]) + "\n"
+        table = "\n".join(
+            f"| {' | '.join(line)} |".replace("\n", "<br>") for line in lines
+        )
+        return "\n\n".join([table, *self.notes()]) + "\n"
 
     def write_csv(self, path: Path) -> None:
         """Write it for spreadsheets, with every split.
@@ -323,13 +298,11 @@ class Table:
             lines.append(line)
         for row in self._quoted_rows():
             name = row.lead[0].removesuffix(f" {PAPER_MARK}")
-            rest = [NO_VALUE] * (len(columns) - len(row.cells))
             line = [name, "paper", row.lead[1]]
-            for value in (*row.cells, *rest):
+            for value in row.cells:
                 line += [value, NO_VALUE, NO_VALUE, NO_VALUE]
-            lines.append(line)
-        with open_atomically(path) as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+            lines.append(line + [NO_VALUE] * (len(header) - len(line)))
+        write_rows(path, lines)
 
 
 def _best(task: BenchmarkTask, cells: Sequence[TableCell]) -> list[TableCell]:

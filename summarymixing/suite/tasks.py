@@ -8,7 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from summarymixing.errors import UserError
-from summarymixing.run.hparams_file import HPARAMS_FOLDER, HparamsFile
+from summarymixing.run.hparams_file import (
+    HPARAMS_FOLDER,
+    HparamsFile,
+    find_hparams_file,
+)
 from summarymixing.run.yaml_trees import nearest
 
 # Table 2 of the paper: task and test split of each column.
@@ -28,27 +32,12 @@ PAPER_TASKS = list(dict.fromkeys(name for name, _ in PAPER_COLUMNS))
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """A corpus with a head, as a YAML file describes it.
+    """A corpus with a head, as a YAML file describes it."""
 
-    Arguments
-    ---------
-    name : str
-        The name of the file, without its suffix.
-    hparams : HparamsFile
-        The file, joined with its bases.
-    test_splits : tuple of str
-        All splits that are tested.
-    corpus, title, short_title, metric, metric_label, higher_is_better, script
-        What the file says under `table`; see hparams/shared/probe.yaml.
-    splits : tuple of str
-        The test splits that the table shows.
-    is_miniature : bool
-        Whether the corpus is a miniature of the one it is named after.
-    """
-
-    name: str
+    name: str  # of the file, without its suffix
     hparams: HparamsFile = field(compare=False, repr=False)
-    test_splits: tuple[str, ...]
+    test_splits: tuple[str, ...]  # all that are tested
+    # What the file says under `table`; see hparams/shared/probe.yaml.
     corpus: str
     title: str
     short_title: str
@@ -57,7 +46,7 @@ class BenchmarkTask:
     metric_label: str
     higher_is_better: bool
     script: str
-    is_miniature: bool = False
+    is_miniature: bool = False  # of the corpus that it is named after
 
     def as_miniature(self) -> BenchmarkTask:
         """Return the task on a miniature, which no table mixes with this."""
@@ -118,6 +107,7 @@ def read_task(path: Path) -> BenchmarkTask:
     path : Path
         One of hparams/mp3s, or the user's own.
     """
+    path = find_hparams_file(path).resolve()
     hparams = HparamsFile.read(path)
     if "table" not in hparams.tree:
         raise UserError(
@@ -131,7 +121,7 @@ def read_task(path: Path) -> BenchmarkTask:
         )
     task = _describe(hparams)
     for other in benchmark_tasks().values():
-        if hparams.path.resolve() == other.hparams.path.resolve():
+        if path == other.hparams.path:
             return other
         for what in ("name", "title"):
             if getattr(task, what) == getattr(other, what):
@@ -194,25 +184,19 @@ def choose_tasks(
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
         names = [t.name for t in known.values() if t.corpus in of_paper]
-    asked = {}
+    asked: dict[str, BenchmarkTask] = {}
     for name in names:
-        if name in known:
-            asked[name] = known[name]
-        elif name.endswith(".yaml"):
-            task = read_task(Path(name))
-            paths = [
-                t.hparams.path.resolve()
-                for t in (task, asked.setdefault(task.name, task))
-            ]
-            if paths[0] != paths[1]:
-                raise UserError(
-                    f"--tasks: {paths[1]} and {paths[0]} both are named "
-                    f"'{task.name}'; rename one of the files"
-                )
-        else:
+        if name not in known and not name.endswith(".yaml"):
             raise UserError(
                 f"--tasks: no task '{name}'; {nearest(name, known)} A task of "
                 "your own is named by its file, PATH/NAME.yaml"
+            )
+        task = known.get(name) or read_task(Path(name))
+        other = asked.setdefault(task.name, task).hparams.path
+        if other != task.hparams.path:
+            raise UserError(
+                f"--tasks: {other} and {task.hparams.path} both are named "
+                f"'{task.name}'; rename one of the files"
             )
     if not asked:
         raise UserError("--tasks names no task; --list shows them")
