@@ -9,6 +9,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,16 +220,13 @@ class TrialTask(ProbeTask):
         others would do. Then utterances are drawn: the interval is that of
         further recordings of the same speakers.
         """
-        speakers = {score.id: score.speaker for score in scores}
-        names = sorted(set(speakers.values()))
-        if len(names) < FEWEST_SPEAKERS:
-            speakers = {name: name for name in speakers}
-            names = sorted(speakers)
+        speaker = {score.id: score.speaker for score in scores}
+        pairs = [(speaker[t.enrol], speaker[t.test]) for t in self.trials]
+        if len(set(chain.from_iterable(pairs))) < FEWEST_SPEAKERS:
+            pairs = [(trial.enrol, trial.test) for trial in self.trials]
+        names = sorted(set(chain.from_iterable(pairs)))
         number = {name: i for i, name in enumerate(names)}
-        units = [
-            [number[speakers[t.enrol]], number[speakers[t.test]]]
-            for t in self.trials
-        ]
+        units = [[number[left], number[right]] for left, right in pairs]
         interval = equal_error_interval(
             self._similarities(scores), self._is_target(), torch.tensor(units)
         )

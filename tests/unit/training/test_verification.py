@@ -189,3 +189,6 @@ def test_intervals_draw_speakers_where_there_are_enough(tmp_path):
     own = [s._replace(speaker=s.id) for s in scores]
     assert (low_few, high_few) == tuple(task.intervals(own)["eer_interval"])
     assert (low_few, high_few) != (low, high)
+    # Speakers without a trial are no part of the test.
+    idle = [Embedded(f"00_idle{i}", f"0{i}", speakers[0]) for i in range(9)]
+    assert task.intervals([*scores, *idle]) == task.intervals(scores)
