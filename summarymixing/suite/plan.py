@@ -31,19 +31,11 @@ OPTIONS_OF_KEYS = {
 
 @dataclass(frozen=True)
 class Override:
-    """A value of `--override`, which probes get.
-
-    Arguments
-    ---------
-    key, value : str
-        The two sides of --key=value.
-    task : str, optional
-        The name of the one task that it is for.
-    """
+    """A value of `--override`, which probes get as --key=value."""
 
     key: str
     value: str
-    task: str | None = None
+    task: str | None = None  # the name of the one task that it is for
 
     @classmethod
     def parse(cls, text: str) -> Override:
@@ -67,31 +59,14 @@ class Override:
 
 @dataclass(frozen=True)
 class Settings:
-    """How tasks are run.
+    """How tasks are run."""
 
-    Arguments
-    ---------
-    repository, output_folder : Path
-        Absolute folders.
-    num_seeds : int
-        Runs of each task and encoder; the first has the seed of its YAML.
-    processes : int
-        Processes of each run; more than one are started by torchrun.
-    fold : str
-        What tasks with the key `fold` are tested on: the number of a speaker,
-        or "all".
-    as_mp3s : bool
-        Reproduce what MP3S does by mistake.
-    overrides : tuple of Override
-        Values that differ from the YAML files.
-    """
-
-    repository: Path
+    repository: Path  # absolute, as the next one
     output_folder: Path
-    num_seeds: int = 1
-    processes: int = 1
-    fold: str = "all"
-    as_mp3s: bool = False
+    num_seeds: int = 1  # of each task and encoder; the first is of its YAML
+    processes: int = 1  # of each run; more than one are started by torchrun
+    fold: str = "all"  # for tasks with that key; or the number of a speaker
+    as_mp3s: bool = False  # reproduce what MP3S does by mistake
     overrides: tuple[Override, ...] = ()
 
     def path(self, path: Path) -> str:
@@ -112,18 +87,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run.
+    """What is to be run."""
 
-    Arguments
-    ---------
-    preparations : tuple of Command
-        One for each corpus that a run still needs.
-    runs : tuple of ProbeRun
-        All runs, in their order.
-    """
-
-    preparations: tuple[Command, ...]
-    runs: tuple[ProbeRun, ...]
+    preparations: tuple[Command, ...]  # of each corpus that a run still needs
+    runs: tuple[ProbeRun, ...]  # all, in their order
 
     @property
     def to_do(self) -> list[ProbeRun]:
@@ -139,6 +106,9 @@ def make_plan(
 ) -> Plan:
     """Make the commands, and check all that can be checked at once.
 
+    UserError for a script that is not there, for an override that no task
+    takes, and for results that another command has made.
+
     Arguments
     ---------
     settings : Settings
@@ -149,12 +119,6 @@ def make_plan(
         The tasks to be learned.
     corpora : mapping
         The corpora by name, with those of all tasks among them.
-
-    Returns
-    -------
-    Plan
-        UserError for a script that is not there, for an override that no
-        task takes, and for results that another command has made.
     """
     _check_overrides(settings, tasks)
     for task in tasks:
@@ -172,12 +136,8 @@ def make_plan(
     )
     _refuse_conflicts(runs, settings)
     needed = dict.fromkeys(run.corpus for run in runs if not run.is_done())
-    preparations = tuple(
-        _prepare(settings, entry, entry.source)
-        for entry in map(corpora.__getitem__, needed)
-        if entry.source is not None
-    )
-    return Plan(preparations, runs)
+    preparations = (_prepare(settings, corpora[name]) for name in needed)
+    return Plan(tuple(filter(None, preparations)), runs)
 
 
 def _check_overrides(
@@ -193,13 +153,10 @@ def _check_overrides(
                 + nearest(str(override.task), names)
             )
     for task in tasks:
-        words = settings.words_for(task)
-        if not words:
-            continue
-        # Imported late: SpeechBrain takes seconds to import.
-        from summarymixing.run.launch import RUN_OPTIONS
+        for word in settings.words_for(task):
+            # Imported late: SpeechBrain takes seconds to import.
+            from summarymixing.run.launch import RUN_OPTIONS
 
-        for word in words:
             key = word.removeprefix("--").partition("=")[0]
             if key not in task.hparams.tree and key not in RUN_OPTIONS:
                 raise UserError(
@@ -219,11 +176,9 @@ def _make_run(
     seed = int(tree["seed"]) + number
     folder = settings.output_folder / encoder.name / task.name / f"seed_{seed}"
     source = Path(encoder.source)
-    launcher = [sys.executable]
-    if settings.processes > 1:
-        launcher = [*TORCHRUN, f"--nproc_per_node={settings.processes}"]
+    torchrun = [*TORCHRUN, f"--nproc_per_node={settings.processes}"]
     words = [
-        *launcher,
+        *(torchrun if settings.processes > 1 else [sys.executable]),
         task.script,
         settings.path(task.hparams.path),
         f"--encoder={settings.path(source) if source.is_dir() else source}",
@@ -248,13 +203,15 @@ def _make_run(
     )
 
 
-def _prepare(settings: Settings, corpus: CorpusEntry, source: Path) -> Command:
+def _prepare(settings: Settings, corpus: CorpusEntry) -> Command | None:
     """Return the preparation; one that is finished does nothing."""
+    if corpus.source is None:
+        return None
     words = (
         sys.executable,
         "recipes/prepare.py",
         PREPARE_NAMES[corpus.name],
-        settings.path(source),
+        settings.path(corpus.source),
         settings.path(corpus.manifests),
         *corpus.options,
     )
@@ -267,12 +224,12 @@ def _refuse_conflicts(runs: Sequence[ProbeRun], settings: Settings) -> None:
     conflicts = [
         f"{settings.path(run.folder)}: {conflict}"
         for run in runs
-        if (conflict := run.conflict_with_earlier()) is not None
+        if (conflict := run.conflict_with_earlier())
     ]
     if conflicts:
         shown = conflicts[:SHOWN_CONFLICTS]
-        if len(conflicts) > len(shown):
-            shown.append(f"and {len(conflicts) - len(shown)} more")
+        if more := conflicts[SHOWN_CONFLICTS:]:
+            shown.append(f"and {len(more)} more")
         raise UserError(
             "\n  ".join(["these runs were made with other commands:", *shown])
             + "\nRepeat the earlier command, or give another --output_folder "

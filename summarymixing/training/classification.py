@@ -133,17 +133,15 @@ class ClassificationTask(ProbeTask):
         """Count the utterances whose label training never saw."""
         labels = Counter(row.labels[self.label] for row in manifest)
         unseen = {k: n for k, n in labels.items() if k not in self._index}
+        num_unseen = sum(unseen.values())
         if unseen:
             shown = ", ".join(f"{k} ({n})" for k, n in sorted(unseen.items()))
             logger.warning(
                 "%s: %d of %d utterances have a label that never occurs in "
                 "training and count as errors: %s",
-                split,
-                sum(unseen.values()),
-                len(manifest),
-                shown,
+                *(split, num_unseen, len(manifest), shown),
             )
-        return {"unseen_labels": sum(unseen.values())}
+        return {"unseen_labels": num_unseen}
 
     def targets(self, rows: Sequence[Row], device: torch.device) -> Tensor:
         """Return the class of each row, (B,); `UNSEEN` where it has none."""
@@ -172,11 +170,10 @@ class ClassificationTask(ProbeTask):
         rows: Sequence[Row],
     ) -> list[ClassScore]:
         """Compare the likeliest class with the label."""
+        likeliest = predicted.logits.argmax(dim=1).tolist()
         return [
             ClassScore(row.id, row.labels[self.label], self.outputs[index])
-            for row, index in zip(
-                rows, predicted.logits.argmax(dim=1).tolist(), strict=True
-            )
+            for row, index in zip(rows, likeliest, strict=True)
         ]
 
     def summarise(self, scores: Sequence[ClassScore]) -> dict[str, float]:

@@ -274,18 +274,8 @@ class CtcTask(ProbeTask):
     def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
         """Count what cannot be learned or recognised.
 
-        Arguments
-        ---------
-        split : str
-            The name of the split, for the warning.
-        manifest : Manifest
-            The utterances of the split.
-
-        Returns
-        -------
-        dict
-            Tokens that are unknown, and utterances with too few frames for
-            their transcript: training skips these.
+        These are unknown tokens, and utterances with too few frames for their
+        transcript, which training skips.
         """
         unknown, too_short = 0, 0
         for row in manifest:
@@ -297,10 +287,7 @@ class CtcTask(ProbeTask):
             logger.warning(
                 "%s: %d tokens never occur in the training transcripts; %d of "
                 "%d utterances are too short for their transcript.",
-                split,
-                unknown,
-                too_short,
-                len(manifest),
+                *(split, unknown, too_short, len(manifest)),
             )
         return {"unknown_tokens": unknown, "too_short": too_short}
 
@@ -309,55 +296,44 @@ class CtcTask(ProbeTask):
     ) -> Tensor:
         """Return the CTC loss divided by the length of the transcript, (B,).
 
+        It is zero where the utterance is too short for its transcript.
+
         Arguments
         ---------
-        predicted : Tensor, (B, T, C)
-            Logits.
-        padding_mask : Tensor, bool, (B, T)
-            True on padding.
-        rows : sequence of B Rows
-            The utterances, with their transcripts.
-
-        Returns
-        -------
-        Tensor, (B,)
-            Zero where the utterance is too short for its transcript.
+        predicted, padding_mask, rows
+            As in `ProbeTask`; logits, (B, T, C).
         """
         targets = [
             torch.tensor(self._targets(self._encode(row)), dtype=torch.long)
             for row in rows
         ]
-        lengths = torch.tensor([len(target) for target in targets])
+        lengths = torch.tensor(list(map(len, targets))).to(predicted.device)
         # SpeechBrain's ctc_loss divides by zero for an empty transcript.
         losses = F.ctc_loss(
             predicted.float().log_softmax(dim=-1).transpose(0, 1),
             pad_sequence(targets, batch_first=True).to(predicted.device),
             (~padding_mask).sum(dim=1),
-            lengths.to(predicted.device),
+            lengths,
             blank=self.tokenizer.blank_id,
             reduction="none",
             zero_infinity=True,
         )
-        return losses / lengths.to(predicted.device).clamp(min=1)
+        return losses / lengths.clamp(min=1)
 
     def score(
         self, predicted: Tensor, padding_mask: Tensor, rows: Sequence[Row]
     ) -> list[TextScore]:
         """Decode and compare with the transcripts; arguments as in `loss`."""
         references = [self.text(row).split() for row in rows]
-        hypotheses = [
-            text.split() for text in self.decode(predicted, padding_mask)
-        ]
+        decoded = self.decode(predicted, padding_mask)
+        hypotheses = [text.split() for text in decoded]
         words = ErrorRateStats()
         characters = ErrorRateStats(split_tokens=True, space_token=" ")
         for statistics in (words, characters):
             statistics.append([r.id for r in rows], hypotheses, references)
         for details in characters.scores:  # not reported, only counted
             details |= dict.fromkeys(("alignment", "ref_tokens", "hyp_tokens"))
-        return [
-            TextScore(*pair)
-            for pair in zip(words.scores, characters.scores, strict=True)
-        ]
+        return list(map(TextScore, words.scores, characters.scores))
 
     def decode(self, predicted: Tensor, padding_mask: Tensor) -> list[str]:
         """Return the B texts of logits (B, T, C)."""
@@ -366,32 +342,35 @@ class CtcTask(ProbeTask):
     def summarise(self, scores: Sequence[TextScore]) -> dict[str, float]:
         """Return the word and character error rates in percent."""
         return {
-            "wer": merged([s.words for s in scores]).summarize("WER"),
-            "cer": merged([s.characters for s in scores]).summarize("WER"),
+            name: merged(details).summarize("WER")
+            for name, details in _by_metric(scores).items()
         }
 
     def intervals(self, scores: Sequence[TextScore]) -> dict[str, list[float]]:
         """Return the intervals of both rates, drawing utterances."""
-
-        def interval(details: Sequence[dict]) -> list[float]:
-            return ratio_interval(
+        return {
+            f"{name}_interval": ratio_interval(
                 [one["num_edits"] for one in details],
                 [one["num_ref_tokens"] for one in details],
             )
-
-        return {
-            "wer_interval": interval([s.words for s in scores]),
-            "cer_interval": interval([s.characters for s in scores]),
+            for name, details in _by_metric(scores).items()
         }
 
     def write_report(
         self, folder: Path, split: str, scores: Sequence[TextScore]
     ) -> None:
         """Write `wer_SPLIT.txt` with the alignment of each utterance."""
-        statistics = merged([score.words for score in scores])
+        statistics = merged(_by_metric(scores)["wer"])
         path = folder / f"wer_{split}.txt"
         with path.open("w", encoding="utf-8") as file:
             statistics.write_stats(file)
+
+
+def _by_metric(scores: Sequence[TextScore]) -> dict[str, list[dict]]:
+    return {
+        "wer": [score.words for score in scores],
+        "cer": [score.characters for score in scores],
+    }
 
 
 def merged(scores: list[dict]) -> ErrorRateStats:

@@ -72,9 +72,8 @@ class CharacterTokenizer:
         self.unknown_id = self._encoder.encode_label(
             self._encoder.unk_label, allow_unk=False
         )
-        self.tokens = [
-            self._encoder.ind2lab[i] for i in range(len(self._encoder))
-        ]
+        indices = range(len(self._encoder))
+        self.tokens = [self._encoder.ind2lab[i] for i in indices]
         if folder is not None:
             on_main_process(lambda: self._encoder.save(folder / "tokens.txt"))
 
@@ -156,9 +155,7 @@ class BpeTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(
             model_proto=model.getvalue()
         )
-        self.tokens = [
-            self._processor.id_to_piece(i) for i in range(vocab_size)
-        ]
+        self.tokens = self._processor.id_to_piece(list(range(vocab_size)))
         if folder is not None:
             path = folder / "bpe.model"
             on_main_process(lambda: path.write_bytes(model.getvalue()))
@@ -188,9 +185,6 @@ def _coverage(texts: Sequence[str], vocab_size: int) -> float:
     logger.warning(
         "%d of the %d different characters in the training transcripts are "
         "too rare for %d units, and unknown to the recogniser: %s",
-        len(rare),
-        len(counts),
-        vocab_size,
-        " ".join(sorted(rare)),
+        *(len(rare), len(counts), vocab_size, " ".join(sorted(rare))),
     )
     return 1 - share
