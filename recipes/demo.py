@@ -21,11 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from summarymixing.errors import UserError, exit_on_user_error
-from summarymixing.suite.command_runner import (
-    TORCHRUN,
-    CommandRunner,
-    as_typed,
-)
+from summarymixing.suite.command_runner import TORCHRUN, CommandRunner, as_typed
 from summarymixing.suite.results import mean_layer_weights, read_results
 from summarymixing.suite.table import LEAD, Table, TableCell
 
@@ -38,19 +34,13 @@ LIBRILIGHT_HOURS = 0.5
 # pre-trained features from one on random ones.
 PROBED = {"librispeech": 0.5, "slurp": 0.4, "voxceleb1": 0.5}
 # The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
+LSTM = {"number_of_epochs": 10, "batch_size": 8, "learning_rate": 2e-3}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "librispeech_lstm": {
-        "number_of_epochs": 10,
+        **LSTM,
         "head": "{hidden_size: 96, num_layers: 1, dropout: 0.0}",
-        "batch_size": 8,
-        "learning_rate": 2e-3,
     },
-    "slurp_lstm": {
-        "number_of_epochs": 10,
-        "head": "{hidden_size: 64, num_layers: 1}",
-        "batch_size": 8,
-        "learning_rate": 2e-3,
-    },
+    "slurp_lstm": {**LSTM, "head": "{hidden_size: 64, num_layers: 1}"},
     "voxceleb1_ecapa": {
         "head": "{channels: [64, 64, 64, 64, 192], embedding_size: 64}",
         "number_of_epochs": 6,
@@ -85,18 +75,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where everything goes")
-    parser.add_argument("--audio", type=Path, help="your own recordings")
-    parser.add_argument("--updates", type=int, default=UPDATES)
-    parser.add_argument(
-        "--librilight_hours", type=float, default=LIBRILIGHT_HOURS
-    )
-    parser.add_argument(
-        "--probe_hours",
-        type=float,
-        help="of each corpus of the probes (default: 0.4 or 0.5)",
-    )
-    parser.add_argument("--probe_epochs", type=int, help="of every probe")
+    add = parser.add_argument
+    add("folder", type=Path, help="where everything goes")
+    add("--audio", type=Path, help="your own recordings")
+    add("--updates", type=int, default=UPDATES)
+    add("--librilight_hours", type=float, default=LIBRILIGHT_HOURS)
+    hours = "of each corpus of the probes (default: 0.4 or 0.5)"
+    add("--probe_hours", type=float, help=hours)
+    add("--probe_epochs", type=int, help="of every probe")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,9 +145,8 @@ def probe(
         corpora[name] = str(root)
     # JSON is YAML.
     (folder / "corpora.yaml").write_text(json.dumps(corpora, indent=2) + "\n")
-    changes = {}
-    if arguments.probe_epochs is not None:
-        changes["number_of_epochs"] = arguments.probe_epochs
+    epochs = arguments.probe_epochs
+    changes = {} if epochs is None else {"number_of_epochs": epochs}
     run_step(
         runner,
         "Prepare them and probe both encoders on frozen features",
@@ -257,9 +242,8 @@ def introduce(metrics: Mapping[str, Any], arguments: argparse.Namespace) -> str:
 def answer(table: Table) -> list[list[str]]:
     """Return a line for each task: both encoders, and whether it helps."""
     lines = []
-    for (task, split), head in zip(
-        table.columns, table.header()[len(LEAD) :], strict=True
-    ):
+    heads = table.header()[len(LEAD) :]
+    for (task, split), head in zip(table.columns, heads, strict=True):
         ours, random = (table.cell(name, task, split) for name in ENCODERS)
         helps = does_it_help(ours, random, task.higher_is_better)
         lines.append([head, ours.text(), random.text(), helps])

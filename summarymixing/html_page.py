@@ -40,6 +40,7 @@ pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
 
 Cell = str | float | int
 Log = Sequence[Mapping[str, Any]]
+Panels = Mapping[str, Mapping[str, Sequence[float]]]  # encoder, task, weights
 
 # Equal figures make equal files: names inside come from their content.
 HASH_SALT = "summarymixing"
@@ -108,14 +109,13 @@ class Page:
             Row and column of each cell that stands out.
         """
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        lines = [
-            "".join(
+        body = ""
+        for number, row in enumerate(rows):
+            cells = (
                 f"<td>{_format(value, (number, column) in bold)}</td>"
                 for column, value in enumerate(row)
             )
-            for number, row in enumerate(rows)
-        ]
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
+            body += f"<tr>{''.join(cells)}</tr>"
         kind = ' class="wide"' if len(header) > MANY_COLUMNS else ""
         self._parts.append(
             f"<div{kind}><table><thead><tr>{head}</tr></thead>"
@@ -181,21 +181,17 @@ def draw_curves(
         have one colour.
     panels : mapping
         Key in the logs -> title of its panel.
-
-    Returns
-    -------
-    Figure
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for number, (name, runs) in enumerate(logs.items()):
             colour = f"C{number % 10}"
-            for entries in runs:
+            for log in runs:
                 points = [
-                    (entry["update"], entry[key])
-                    for entry in entries
-                    if entry["stage"] == "valid" and key in entry
+                    (e["update"], e[key])
+                    for e in log
+                    if e["stage"] == "valid" and key in e
                 ]
                 axis.plot(*zip(*points, strict=True), color=colour, lw=1.2)
             axis.plot([], color=colour, label=name)  # once in the legend
@@ -207,10 +203,7 @@ def draw_curves(
     return figure
 
 
-def draw_layer_weights(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    tasks: Sequence[str] = (),
-) -> Figure:
+def draw_layer_weights(panels: Panels, tasks: Sequence[str] = ()) -> Figure:
     """Draw figure 2 of the paper: layer weights by task, a panel an encoder.
 
     It is as wide as a column of a paper, or as its page where there are more
@@ -225,10 +218,6 @@ def draw_layer_weights(
     tasks : sequence of str
         The columns in their order; by default those of the panels.
 
-    Returns
-    -------
-    Figure
-
     Example
     -------
     >>> figure = draw_layer_weights({"mine": {"ASR": [0.1, 0.2, 0.7]}})
@@ -236,7 +225,8 @@ def draw_layer_weights(
     'mine'
     """
     tasks = tasks or list(dict.fromkeys(t for p in panels.values() for t in p))
-    largest = max(max(w) for panel in panels.values() for w in panel.values())
+    weights = [w for panel in panels.values() for w in panel.values()]
+    largest, num_layers = max(map(max, weights)), max(map(len, weights))
     with rc_context({"font.size": FONT_SIZE, "axes.linewidth": 0.5}):
         figure, grid = _lay_out(panels, tasks)
         for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
@@ -244,7 +234,6 @@ def draw_layer_weights(
             axes.set_title(name, fontsize=FONT_SIZE + 1)
             if axes not in grid[:, 0]:
                 axes.set_ylabel("")
-        num_layers = max(len(w) for p in panels.values() for w in p.values())
         bar = figure.colorbar(
             grid[0, 0].images[0],
             ax=grid,
@@ -260,7 +249,7 @@ def draw_layer_weights(
 
 
 def _lay_out(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], tasks: Sequence[str]
+    panels: Panels, tasks: Sequence[str]
 ) -> tuple[Figure, NDArray[np.object_]]:
     """Return a figure for these panels, and their axes, (rows, columns)."""
     heights = {len(w) for panel in panels.values() for w in panel.values()}
@@ -271,14 +260,11 @@ def _lay_out(
     rows = -(-len(panels) // columns)
     height = max(MIN_HEIGHT, LAYER_HEIGHT * max(heights)) + SPACE_FOR_TITLE
     height += CHARACTER_WIDTH * max(map(len, tasks))
-    figure = Figure(
-        figsize=(COLUMN_WIDTH if fits else PAGE_WIDTH, rows * height),
-        layout="constrained",
-    )
+    size = (COLUMN_WIDTH if fits else PAGE_WIDTH, rows * height)
+    figure = Figure(figsize=size, layout="constrained")
     # Panels of one height need to number the layers once.
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharey=len(heights) == 1
-    )
+    once = len(heights) == 1
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=once)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     return figure, grid
@@ -317,12 +303,9 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     Arguments
     ---------
     figure : Figure
+        What is drawn.
     path : Path
-        Without a suffix.
-
-    Returns
-    -------
-    list of Path
+        Where to write it, without a suffix.
     """
     paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     # Text stays text: it can be searched, and set in the font of a paper.

@@ -134,9 +134,8 @@ def main() -> None:
     options = vars(parser.parse_args())
     data = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
     for name in MIXERS:
-        if options[name.lower()]:
-            run = read_run(options[name.lower()])
-            data.setdefault("curves", {})[name] = run
+        if run := options[name.lower()]:
+            data.setdefault("curves", {})[name] = read_run(run)
     if options["time"] or "timing" not in data:
         data["timing"] = time_layers()
     write_json(STORED, data)

@@ -59,6 +59,7 @@ def main() -> None:
         print(describe_tasks())
         return
     if arguments.report_only:
+        # Imported late: matplotlib and SpeechBrain take seconds to import.
         from summarymixing.suite.page import write_outputs
 
         say_what_is_written(write_outputs(output_folder), output_folder)
@@ -87,7 +88,7 @@ def main() -> None:
 
 def run(plan: Plan, output_folder: Path, notes: list[str]) -> int:
     """Run a plan and write the report, also when it is stopped."""
-    # Imported late, as above: SpeechBrain takes seconds to import.
+    # Imported late, as above.
     from summarymixing.run.output_folder import locked_folder
     from summarymixing.suite.page import write_outputs
 
@@ -154,8 +155,7 @@ def say_what_is_written(files: Sequence[Path], output_folder: Path) -> None:
         )
     table = output_folder / "table.md"
     print(f"\n{table.read_text(encoding='utf-8')}")
-    for file in files:
-        print(file)
+    print(*files, sep="\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -222,11 +222,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="1..10|all",
         help="speaker that is tested (default: each in turn, and the mean)",
     )
-    add(
-        "--as_mp3s",
-        action="store_true",
-        help="reproduce what MP3S does by mistake",
-    )
+    by_mistake = "reproduce what MP3S does by mistake"
+    add("--as_mp3s", action="store_true", help=by_mistake)
     add("--list", action="store_true", help="show the tasks")
     add("--dry_run", action="store_true", help="print the commands")
     add(

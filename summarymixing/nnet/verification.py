@@ -41,16 +41,8 @@ def cosine_scores(embeddings: Tensor, enrol: Tensor, test: Tensor) -> Tensor:
     tensor([0.0000, 0.7071])
     """
     unit = F.normalize(embeddings, dim=1)
-    return torch.cat(
-        [
-            torch.linalg.vecdot(unit[left], unit[right])
-            for left, right in zip(
-                enrol.split(PAIRS_AT_A_TIME),
-                test.split(PAIRS_AT_A_TIME),
-                strict=True,
-            )
-        ]
-    )
+    pairs = torch.stack([enrol, test], dim=1).split(PAIRS_AT_A_TIME)
+    return torch.cat([torch.linalg.vecdot(*unit[part.T]) for part in pairs])
 
 
 def error_curve(
@@ -170,15 +162,13 @@ def equal_error_interval(
     order = scores.argsort(descending=True)  # once for all
     scores, is_target = scores[order], is_target[order]
     left, right = left[order], right[order]
+    other = left != right
     rates = []
     for counts in resampled_counts(int(units.max()) + 1):
-        for part in (
-            torch.from_numpy(counts).float().split(REPLICATES_AT_A_TIME)
-        ):
+        parts = torch.from_numpy(counts).float().split(REPLICATES_AT_A_TIME)
+        for part in parts:
             weights = part[:, left]
-            weights = torch.where(
-                left == right, weights, weights * part[:, right]
-            )
+            weights = torch.where(other, weights * part[:, right], weights)
             rates.append(equal_error_rates(scores, is_target, weights))
     found = torch.cat(rates)
     found = found[found.isfinite()]

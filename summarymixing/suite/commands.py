@@ -121,12 +121,9 @@ class ProbeRun(Command):
         then = _identity(record.get("command", ()))
         now = _identity(as_typed(self.words))
         if then != now:
-            gone = [word for word in then if word not in now]
-            new = [word for word in now if word not in then]
-            return (
-                f"then {' '.join(gone) or 'without'}, "
-                f"now {' '.join(new) or 'without'}"
-            )
+            gone = " ".join(word for word in then if word not in now)
+            new = " ".join(word for word in now if word not in then)
+            return f"then {gone or 'without'}, now {new or 'without'}"
         if record.get("encoder_digest") != self.encoder.digest:
             return f"the files in {self.encoder.source} were different then"
         for name, earlier in record.get("provenance", {}).items():
@@ -142,23 +139,21 @@ def _identity(command: list[str]) -> list[str]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read the record of a folder; empty where there is none."""
-    return _read_json(folder / RECORD_NAME) or {}
+    return _read_json(folder / RECORD_NAME)
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
     """Read the results of a run; None where there are none."""
     metrics = _read_json(folder / "metrics.json")
-    if metrics is None or not isinstance(metrics.get("splits"), Mapping):
-        return None
-    return metrics
+    return metrics if isinstance(metrics.get("splits"), Mapping) else None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_tail(log: Path, lines: int = TAIL_LINES) -> str:

@@ -105,10 +105,8 @@ def _name(sources: Sequence[str]) -> dict[str, str]:
     """Name sources by their last folder, and by more where that is shared."""
     parts = {}
     for source in sources:
-        folders = re.sub(r"[^\w.+/-]+", "_", source).strip("/").split("/")
-        if len(folders) > 1 and folders[-1] == "encoder":
-            folders.pop()
-        parts[source] = folders
+        path = re.sub(r"[^\w.+/-]+", "_", source).strip("/")
+        parts[source] = path.removesuffix("/encoder").split("/")
     names = {source: folders[-1] for source, folders in parts.items()}
     for depth in range(2, max(map(len, parts.values())) + 1):
         counts = Counter(names.values())

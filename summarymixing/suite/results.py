@@ -42,6 +42,11 @@ class RunResult:
         return "failed" if self.record.get("state") == "failed" else "missing"
 
     @property
+    def is_miniature(self) -> bool:
+        """Whether it was measured on synthetic speech."""
+        return bool((self.metrics or {}).get("miniature"))
+
+    @property
     def log(self) -> Path:
         """The log that tells why it failed."""
         return Path(self.record.get("log", self.folder / LOG_NAME))
@@ -100,13 +105,8 @@ def read_results(
         Encoders in the order of the plan, then of their first run; tasks in
         the order of the table; seeds ascending.
     """
-    tasks = {
-        **benchmark_tasks(),
-        **{run.task.name: run.task for run in planned},
-    }
-    found = {
-        run.folder: (run.encoder.name, run.task, run.seed) for run in planned
-    }
+    tasks = {**benchmark_tasks(), **{r.task.name: r.task for r in planned}}
+    found = {r.folder: (r.encoder.name, r.task, r.seed) for r in planned}
     for path in sorted(output_folder.glob(f"*/*/seed_*/{RECORD_NAME}")):
         record = read_record(path.parent)
         name, file = str(record.get("task")), Path(record.get("file", ""))
@@ -142,17 +142,11 @@ def _name_miniatures(results: Sequence[RunResult]) -> list[RunResult]:
 
     A run that measured nothing goes with the others of its task.
     """
-    names = {
-        r.task.name for r in results if r.metrics and r.metrics.get("miniature")
-    }
-
-    def is_miniature(result: RunResult) -> bool:
-        if result.metrics is None:
-            return result.task.name in names
-        return bool(result.metrics.get("miniature"))
-
+    names = {r.task.name for r in results if r.is_miniature}
     return [
-        replace(r, task=r.task.as_miniature()) if is_miniature(r) else r
+        replace(r, task=r.task.as_miniature())
+        if r.is_miniature or (r.metrics is None and r.task.name in names)
+        else r
         for r in results
     ]
 

@@ -31,13 +31,13 @@ def write_layer_weights(output_folder: Path) -> None:
     output_folder : Path
         The folder of a run; layer 0 is the input of the first layer.
     """
-    entries = [e for e in read_log(output_folder) if e["stage"] == STAGE]
     epochs = [
         {
             "epoch": entry["epoch"],
             "weights": [v for k, v in entry.items() if k.startswith("layer_")],
         }
-        for entry in entries
+        for entry in read_log(output_folder)
+        if entry["stage"] == STAGE
     ]
     write_json(output_folder / "layer_weights.json", {"epochs": epochs})
 
