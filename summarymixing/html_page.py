@@ -42,8 +42,10 @@ Cell = str | float | int
 Log = Sequence[Mapping[str, Any]]
 Panels = Mapping[str, Mapping[str, Sequence[float]]]  # encoder, task, weights
 
-# Equal figures make equal files: names inside come from their content.
+# Equal figures make equal files: names inside come from their content, and
+# there is no date.
 HASH_SALT = "summarymixing"
+NO_DATE = {"Date": None}
 
 MANY_COLUMNS = 7  # a table with more is set smaller, and may be scrolled
 
@@ -128,10 +130,7 @@ class Page:
         # Text as paths needs no fonts.
         with rc_context({"svg.hashsalt": HASH_SALT}):
             figure.savefig(
-                buffer,
-                format="svg",
-                bbox_inches="tight",
-                metadata={"Date": None},
+                buffer, format="svg", bbox_inches="tight", metadata=NO_DATE
             )
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :]
@@ -311,5 +310,5 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     # Text stays text: it can be searched, and set in the font of a paper.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": HASH_SALT}):
         figure.savefig(paths[0], dpi=300)
-        figure.savefig(paths[1], metadata={"Date": None})
+        figure.savefig(paths[1], metadata=NO_DATE)
     return paths

@@ -126,14 +126,14 @@ def say_what_is_left_out(
             f"{arguments.corpora} names no corpus of a task that is run by "
             "default; --list shows the tasks, and --tasks=NAME chooses one"
         )
-    absent = [
+    absent = ", ".join(
         task.name
         for task in benchmark_tasks().values()
         if task.in_paper and task.corpus not in corpora
-    ]
+    )
     if not absent:
         return []
-    note = f"Left out, since the corpus is not there: {', '.join(absent)}."
+    note = f"Left out, since the corpus is not there: {absent}."
     print(note, file=sys.stderr)
     return [note]
 

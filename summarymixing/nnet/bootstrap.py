@@ -19,24 +19,20 @@ TAIL = 0.025  # on each side of 95 %
 COUNTS_AT_A_TIME = 2**22
 
 
-def resampled_counts(
-    num_units: int, seed: int = SEED
-) -> Iterator[NDArray[np.int64]]:
+def resampled_counts(num_units: int) -> Iterator[NDArray[np.int64]]:
     """Yield how often each unit is drawn in each replicate.
 
     Arguments
     ---------
     num_units : int
         Units of the test set, N.
-    seed : int
-        Seed of the draws.
 
     Yields
     ------
     ndarray, int64, (r, N)
         Rows that sum to N; over all parts there are `REPLICATES` of them.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows = max(1, COUNTS_AT_A_TIME // num_units)
     for start in range(0, REPLICATES, rows):
         num = min(rows, REPLICATES - start)

@@ -104,8 +104,7 @@ class CommandRunner:
         """
         self.check()
         start = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(log.open("ab")) if log else None
+        with log.open("ab") if log else contextlib.nullcontext() as output:
             self._is_told = False
             self._child = subprocess.Popen(
                 command,

@@ -156,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_tail(log: Path, lines: int = TAIL_LINES) -> str:
+def read_tail(log: Path) -> str:
     """Return the end of a log, and the last message of an error above it."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -164,7 +164,7 @@ def read_tail(log: Path, lines: int = TAIL_LINES) -> str:
         return "(there is no log)"
     # A progress bar writes one line again and again.
     written = [line.rsplit("\r", 1)[-1] for line in text.splitlines()]
-    tail = written[-lines:]
+    tail = written[-TAIL_LINES:]
     errors = [line for line in written if line.startswith("error: ")]
     if errors and errors[-1] not in tail:
         tail = [errors[-1], "...", *tail]

@@ -164,7 +164,7 @@ def _place(task: BenchmarkTask) -> tuple[int, str]:
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV."""
+    """Write rows as a CSV file, which is whole or not there."""
     with open_atomically(path) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 

@@ -44,13 +44,12 @@ def run_plan(plan: Plan, runner: CommandRunner) -> list[Command]:
     to_do = plan.to_do
     if len(to_do) < len(plan.runs):
         print(f"{len(plan.runs) - len(to_do)} runs are done already.")
-    failed: list[Command] = []
     unprepared: dict[str, Command] = {}
     for command in plan.preparations:
         print(f"{command.title}: ", end="", flush=True)
         if not _run(command, runner):
-            failed.append(command)
             unprepared[command.corpus] = command
+    failed = list(unprepared.values())
     start, num_run = time.monotonic(), 0
     for number, run in enumerate(to_do, start=1):
         print(f"[{number}/{len(to_do)}] {run.title}: ", end="", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -147,7 +147,7 @@ def _describe(hparams: HparamsFile) -> BenchmarkTask:
 
 
 def choose_tasks(
-    text: str | None, corpora: Iterable[str]
+    text: str | None, corpora: Collection[str]
 ) -> list[BenchmarkTask]:
     """Return the tasks that were asked for, in the order of the table.
 
@@ -157,7 +157,7 @@ def choose_tasks(
         Names and YAML files with commas between, or "all" of MP3S. Without:
         the paper's tasks, and those of corpora beside MP3S, as far as their
         corpora are there.
-    corpora : iterable of str
+    corpora : collection of str
         Names of the corpora that are there.
 
     Returns
@@ -171,7 +171,6 @@ def choose_tasks(
     >>> [task.name for task in choose_tasks(None, ["slurp", "librispeech"])]
     ['librispeech_lstm', 'librispeech_contextnet', 'slurp_lstm']
     """
-    corpora = list(corpora)
     known = benchmark_tasks()
     of_paper = {task.corpus for task in known.values() if task.in_paper}
     if text is None:

@@ -156,11 +156,9 @@ class ClassificationTask(ProbeTask):
     ) -> Tensor:
         """Cross entropy, (B,); zero for a label that training never saw."""
         logits = predicted.logits.float()
+        targets = self.targets(rows, logits.device)
         return F.cross_entropy(
-            logits,
-            self.targets(rows, logits.device),
-            ignore_index=UNSEEN,
-            reduction="none",
+            logits, targets, ignore_index=UNSEEN, reduction="none"
         )
 
     def score(

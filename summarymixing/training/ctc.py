@@ -360,10 +360,9 @@ class CtcTask(ProbeTask):
         self, folder: Path, split: str, scores: Sequence[TextScore]
     ) -> None:
         """Write `wer_SPLIT.txt` with the alignment of each utterance."""
-        statistics = merged(_by_metric(scores)["wer"])
         path = folder / f"wer_{split}.txt"
         with path.open("w", encoding="utf-8") as file:
-            statistics.write_stats(file)
+            merged(_by_metric(scores)["wer"]).write_stats(file)
 
 
 def _by_metric(scores: Sequence[TextScore]) -> dict[str, list[dict]]:

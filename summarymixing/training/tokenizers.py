@@ -69,9 +69,7 @@ class CharacterTokenizer:
         self._encoder.update_from_iterable(characters, sequence_input=False)
         self._encoder.ignore_len()  # any set of characters will do
         self.blank_id = self._encoder.get_blank_index()
-        self.unknown_id = self._encoder.encode_label(
-            self._encoder.unk_label, allow_unk=False
-        )
+        self.unknown_id = self._encoder.lab2ind[self._encoder.unk_label]
         indices = range(len(self._encoder))
         self.tokens = [self._encoder.ind2lab[i] for i in indices]
         if folder is not None:

@@ -88,11 +88,9 @@ class VerificationTask(ClassificationTask):
         super().__init__(label=label)
         self.crop_s, self.seed = crop_s, seed
         self._test_task = TrialTask(label=label, trials=trials)
-        self._margin = (
-            None
-            if margin is None
-            else AdditiveAngularMargin(margin=margin, scale=scale)
-        )
+        self._margin: AdditiveAngularMargin | None = None
+        if margin is not None:
+            self._margin = AdditiveAngularMargin(margin=margin, scale=scale)
 
     def for_test(self) -> TrialTask:
         """Return the task of the trials."""
@@ -131,13 +129,11 @@ class VerificationTask(ClassificationTask):
         cosines = predicted.logits.float()
         targets = self.targets(rows, cosines.device)
         # A speaker that training never saw is no output: all False.
-        is_speaker = targets.unsqueeze(1) == torch.arange(
-            cosines.shape[1], device=cosines.device
-        )
+        speakers = torch.arange(cosines.shape[1], device=cosines.device)
+        is_speaker = targets.unsqueeze(1) == speakers
         logits = self._margin(cosines, is_speaker.to(cosines.dtype))
-        return super().loss(
-            predicted._replace(logits=logits), padding_mask, rows
-        )
+        predicted = predicted._replace(logits=logits)
+        return super().loss(predicted, padding_mask, rows)
 
 
 class TrialTask(ProbeTask):
