@@ -1,12 +1,15 @@
-"""Files that are whole or not there, and what to say when one cannot be."""
+"""Files that are complete or absent, and messages for those that fail."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,54 +18,95 @@ from typing import IO, Any
 def open_atomically(
     path: Path, *, binary: bool = False, durable: bool = True
 ) -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only when complete.
+    """Open a file that appears under its name only when it is complete.
 
-    It is written aside in the same folder, flushed to the disk and renamed;
-    after an error, or a kill, the previous file is still there. An OSError
-    names the file.
+    The content is written to a hidden file in the same folder, which is then
+    renamed; after an error, or a kill, the previous file is still there. A
+    link is kept: what it points to is replaced. A device or a pipe is written
+    to as it is, since a rename would put a file in its place.
 
     Arguments
     ---------
     path : Path
-        The file to write; its folder must exist.
+        The file to write, in a folder that exists. A file that the user may
+        not write to is not replaced.
     binary : bool
-        Take bytes instead of text.
+        Whether the file takes bytes instead of text.
     durable : bool
-        Wait until it is on the disk. Without, a power cut may tear it; that
-        is enough for what can be made again, and faster on busy disks.
+        Whether to wait until the content is on the disk. If not, a power cut
+        may leave half a file; that is faster on busy disks, and enough for
+        what can be made again.
 
     Yields
     ------
     IO
         A binary file, or a UTF-8 text file without translation of line ends.
+
+    Raises
+    ------
+    OSError
+        If the system refuses to write; the error names the file.
     """
-    # Always the same name: what a kill leaves behind is written over.
-    aside = path.with_name(f".{path.name}.partial")
-    text = {"encoding": "utf-8", "newline": ""}
-    options: Any = {"mode": "wb"} if binary else {"mode": "w", **text}
+    text = {"mode": "w", "encoding": "utf-8", "newline": ""}
+    options: Any = {"mode": "wb"} if binary else text
+    target = Path(os.path.realpath(path))
     try:
-        with open(aside, **options) as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        if target.exists() and not target.is_file():
+            with open(target, **options) as file:
+                yield file
+            return
+        if target.exists():
+            os.close(os.open(target, os.O_WRONLY))  # a rename needs no right
+        _remove_leftovers(target)
+        aside, descriptor = _create_aside(target)
+        try:
+            with open(descriptor, **options) as file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(descriptor)
+                os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
         # The system names no file when a write fails, as on a full disk.
-        error.filename = error.filename or str(path)
+        if str(error.filename or ".partial").endswith(".partial"):
+            error.filename = str(path)
         raise
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def _create_aside(target: Path) -> tuple[Path, int]:
+    """Create and lock a file beside the target: its path and descriptor."""
+    while True:
+        name = f".{target.name}.{secrets.token_hex(4)}.partial"
+        aside = target.with_name(name)
+        descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        # The lock says that the writer lives. Some network file systems have
+        # none; leftovers stay on them.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if aside.exists():
+            return aside, descriptor
+        os.close(descriptor)  # taken for a leftover, just before the lock
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of the target left: nobody locks it."""
+    pattern = f".{glob.escape(target.name)}.*.partial"
+    for aside in target.parent.glob(pattern):
+        with suppress(OSError), open(aside, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            aside.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half."""
+    """Write JSON so that a reader never sees half of it."""
     with open_atomically(path) as file:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file, or the list of names of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,7 +115,7 @@ def flush(path: Path) -> None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return what the system refused, where, and what may repair it."""
+    """Say what the system refused, where, and what may repair it."""
     repair = {
         errno.ENOSPC: "; free some space or choose another --output_folder",
         errno.EDQUOT: "; free some space or choose another --output_folder",
