@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What the names in `trained_on` mean; the others speak for themselves.
+# What the names in `trained_on` mean; the others explain themselves.
 MEANINGS = {
     "update": "updates",
     "max_updates": "planned updates",
@@ -22,7 +23,7 @@ pipeline_tag: feature-extraction
 - speech
 - self-supervised-learning
 - wav2vec2
-- {tag}
+- "{tag}"
 ---
 
 # Speech encoder: wav2vec 2.0 with {mixer}
@@ -49,11 +50,14 @@ The code of summarymixing is Apache-2.0. {licence}
 def model_card(config: Mapping[str, Any]) -> str:
     """Describe an encoder by what its encoder.json says, and no more.
 
+    What users wrote into `trained_on` stays text: it is neither markdown,
+    HTML nor YAML.
+
     Arguments
     ---------
     config : mapping
-        The content of encoder.json. Of `trained_on` the numbers are shown,
-        one level deep, and `licence`, the licence of the weights.
+        The content of encoder.json. The card shows the numbers in
+        `trained_on` and `licence`, the licence of the weights.
 
     Returns
     -------
@@ -64,7 +68,9 @@ def model_card(config: Mapping[str, Any]) -> str:
     path = architecture["mixer"]["class"]
     module, _, mixer = path.rpartition(".")
     is_ours = module.startswith("summarymixing.")
-    licence = trained_on.get("licence")
+    licence = _as_text(trained_on.get("licence") or "")
+    # Hubs know licences by such names; "other" is theirs for all others.
+    known = licence if re.fullmatch(r"[\w.+-]+", licence, re.ASCII) else "other"
     rows = [f"| {name} | {value} |" for name, value in _numbers(trained_on)]
     table = ["", "## Training", "", "| | |", "|---|---|", *rows, ""]
     return CARD.format(
@@ -77,17 +83,24 @@ def model_card(config: Mapping[str, Any]) -> str:
         extra_import="" if is_ours else f"\nfrom {module} import {mixer}",
         extra="" if is_ours else f", mixer={mixer}",
         training="\n".join(table) if rows else "",
-        licence_entry=f"license: {licence}\n" if licence else "",
+        licence_entry=f'license: "{known}"\n' if licence else "",
         licence=f"The licence of the weights is {licence}."
         if licence
         else "Whoever trained the weights decides on theirs.",
     )
 
 
+def _as_text(value: Any) -> str:
+    """Return one line that markdown shows as it is."""
+    line = " ".join(str(value).split())
+    printable = "".join(filter(str.isprintable, line))
+    return re.sub(r"([^\w\s.,:+/()-])", r"\\\1", printable)
+
+
 def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of every number, those of inner mappings too."""
     for key, value in facts.items():
-        name = MEANINGS.get(key, key.replace("_", " "))
+        name = MEANINGS.get(key) or _as_text(key).replace("_", " ")
         if isinstance(value, Mapping):
             for inner, shown in _numbers(value):
                 yield f"{name}: {inner}", shown

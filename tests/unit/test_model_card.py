@@ -63,6 +63,34 @@ def test_the_licence_of_the_weights_is_that_of_the_run(tmp_path):
     assert "licence of the weights is cc-by-4.0." in card
 
 
+@pytest.mark.parametrize(
+    "licence",
+    ["mit\n---\n# Injected", "a: b", "no", "1.0", "[x](y)", "x" + chr(0x202E)],
+)
+def test_a_licence_is_neither_yaml_nor_markdown(licence, tmp_path):
+    front_matter, card = make_card(tmp_path, {"licence": licence})
+    is_name = licence in ("no", "1.0")
+    expected = licence if is_name else "x" if licence[0] == "x" else "other"
+    assert front_matter["license"] == expected
+    assert "\n# Injected" not in card and "[x](" not in card
+    assert card.isascii()
+
+
+def test_names_of_numbers_are_not_markdown(tmp_path):
+    _, card = make_card(tmp_path, {"a|b\n# c <i>": 1, 7: {"*": 2.0}})
+    assert "| a\\|b \\# c \\<i\\> | 1 |" in card
+    assert "| 7: \\* | 2 |" in card
+
+
+class Null(SummaryMixing):
+    """Stands for a class whose name means nothing in YAML."""
+
+
+def test_every_tag_is_text(tmp_path):
+    front_matter, _ = make_card(tmp_path, mixer=Null)
+    assert "null" in front_matter["tags"]
+
+
 @pytest.mark.parametrize("mixer", [SummaryMixing, OutsideMixer])
 def test_the_lines_that_load_it_do(mixer, tmp_path, monkeypatch):
     _, card = make_card(tmp_path, mixer=mixer)
