@@ -145,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no encoder ({CONFIG_NAME}).{hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). Copy the folder again, or "
             f"export the encoder again from its run."
@@ -212,4 +212,5 @@ def rename_old_weights(
     old = f"{prefix}encoder."
     for name in [name for name in weights if name.startswith(old)]:
         new = f"{prefix}conformer.{name.removeprefix(old)}"
-        weights[new] = weights.pop(name)
+        if new not in weights:  # with both, the old one is one too many
+            weights[new] = weights.pop(name)

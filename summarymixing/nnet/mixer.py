@@ -88,7 +88,11 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
             f"top level of a file that can be imported, and give its keywords "
             f"as functools.partial(Class, keyword=value)."
         )
-    if json.loads(json.dumps(keywords, default=repr)) != keywords:
+    try:
+        is_json = json.loads(json.dumps(keywords)) == keywords
+    except (TypeError, ValueError):
+        is_json = False
+    if not is_json:
         raise UserError(
             f"the keywords {keywords} of {found.__name__} cannot be written as "
             f"JSON; use numbers, strings, booleans, None, lists and dicts with "
@@ -101,7 +105,13 @@ def _is_importable(found: Any) -> bool:
     # What a script defines has another name where it is imported from.
     if not inspect.isclass(found) or found.__module__ == "__main__":
         return False
+    if not _is_dotted_name(f"{found.__module__}.{found.__name__}"):
+        return False
     return _find_class(found.__module__, found.__name__) is found
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _find_class(module_name: str, name: str) -> type[nn.Module] | None:
@@ -150,7 +160,8 @@ def mixer_from_description(
         found: Any = mixer.func if isinstance(mixer, partial) else mixer
         return partial(found, **keywords)
     is_ours = module_name.startswith(f"{PACKAGE}.")
-    if module_name and not is_ours:
+    # The message shows code to run: no more of a file than a name gets in.
+    if _is_dotted_name(name) and module_name and not is_ours:
         raise UserError(
             f"{name} is not a mixer of this package. If you trust it, load the "
             f"encoder with `from {module_name} import {class_name}` and "
@@ -159,5 +170,5 @@ def mixer_from_description(
         )
     found = _find_class(module_name, class_name) if is_ours else None
     if found is None:
-        raise ValueError(f"{name} is not a mixer of this package")
+        raise ValueError(f"{name!r} is not a mixer of this package")
     return partial(found, **keywords)

@@ -287,6 +287,14 @@ def test_every_weight_must_be_there(folder):
     )
 
 
+def test_an_old_name_does_not_replace_a_new_one(folder):
+    path = folder / "encoder.safetensors"
+    weights = load_file(path)
+    weights["encoder.norm.weight"] = weights["conformer.norm.weight"] + 1
+    save_file(weights, path)
+    refused(folder, "encoder.norm.weight: described None, stored (8,)")
+
+
 def test_files_of_two_encoders_are_told_apart(folder, tmp_path):
     other = save_encoder(
         make_encoder(partial(MultiHeadAttention, num_heads=2)),
@@ -346,7 +354,7 @@ def test_a_newer_version_asks_for_an_upgrade(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "\x00", "[]", "3", "null", '"encoder"']
+    "text", ["", "{", "\x00", "[]", "3", "null", '"encoder"', "[" * 100_000]
 )
 def test_a_config_that_is_no_mapping_is_refused(text, folder):
     (folder / "encoder.json").write_text(text)

@@ -183,6 +183,7 @@ def make_local_class():
         (partial(SummaryMixing, 8), "as keywords"),
         (partial(SummaryMixing, num_heads={1}), "as JSON"),
         (partial(SummaryMixing, num_heads=(1, 2)), "as JSON"),
+        (partial(SummaryMixing, mode={(1, 2): 3}), "as JSON"),
     ],
 )
 def test_what_could_not_be_loaded_again_is_refused(factory, message):
@@ -214,3 +215,13 @@ def test_a_name_alone_finds_classes_of_this_package_only(name):
         (UserError, ValueError), match="is not a mixer of this package"
     ):
         mixer_from_description({"class": name, "num_heads": 2})
+
+
+@pytest.mark.parametrize(
+    "name", ["os.x`; rm -r ~; `", "os\nimport os.X", "a.\x1b[2J", "a..b"]
+)
+def test_no_code_to_paste_comes_from_a_file(name):
+    with pytest.raises(ValueError, match="is not a mixer") as caught:
+        mixer_from_description({"class": name})
+    assert "import" not in str(caught.value).replace(repr(name), "")
+    assert str(caught.value).isprintable()
