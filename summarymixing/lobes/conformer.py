@@ -44,16 +44,17 @@ class FeedForward(nn.Sequential):
 class ConvolutionModule(nn.Module):
     """Gated depthwise convolution over time.
 
-    Padding is zeroed before the depthwise convolution: zeroing its output
-    alone would let the frames behind the end of an utterance leak into its
-    last ones.
+    Padding is zeroed before the depthwise convolution, not only after it:
+    otherwise what lies in padding leaks into the last valid frames.
 
     Arguments
     ---------
     d_model : int
+        Width D of input and output.
     kernel_size : int
-        Odd (ValueError), so that frames stay where they are.
+        Frames of the kernel; odd (ValueError), so that frames are not shifted.
     dropout : float
+        Dropout of the output in training.
 
     Example
     -------
@@ -98,9 +99,12 @@ class ConformerEncoderLayer(nn.Module):
     Arguments
     ---------
     d_model, d_ffn, kernel_size : int
+        Width D, hidden width of the feed-forward modules, and frames of the
+        convolution's kernel.
     mixer : callable
         Called with d_model; returns a `Mixer`, see nnet/mixer.py.
     dropout : float
+        Dropout in training after each module and in the feed-forward ones.
 
     Example
     -------
@@ -136,10 +140,10 @@ class ConformerEncoderLayer(nn.Module):
 
 
 class EncoderOutput(NamedTuple):
-    """What the stack returns."""
+    """What the stack of layers returns."""
 
     output: Tensor  # (B, T, D), normalised
-    hidden_states: list[Tensor]  # L+1 times (B, T, D), or none
+    hidden_states: list[Tensor]  # L+1 times (B, T, D), or empty
 
 
 class ConformerEncoder(nn.Module):
@@ -147,10 +151,10 @@ class ConformerEncoder(nn.Module):
 
     Arguments
     ---------
-    num_layers, d_model, d_ffn, kernel_size : int
-    mixer : callable
-        See `ConformerEncoderLayer`.
-    dropout : float
+    num_layers : int
+        Number L of layers.
+    d_model, d_ffn, kernel_size, mixer, dropout
+        Passed to every `ConformerEncoderLayer`.
     layer_drop : float
         Probability in [0, 1) of leaving a layer out in training. A dropped
         layer gets gradients of zero, so DDP neither hangs nor needs
@@ -178,7 +182,7 @@ class ConformerEncoder(nn.Module):
         super().__init__()
         if not 0 <= layer_drop < 1:
             raise ValueError(
-                f"layer_drop ({layer_drop}) is a probability below 1."
+                f"layer_drop ({layer_drop}) must be a probability below 1."
             )
         self.layers = nn.ModuleList(
             ConformerEncoderLayer(
@@ -197,8 +201,8 @@ class ConformerEncoder(nn.Module):
     def recompute_share(self, share: float) -> None:
         """Recompute this share of the layers in backward to save memory.
 
-        The first layers are chosen; 0 keeps everything, 1 keeps only what
-        enters each layer.
+        It takes the first layers. 0 keeps all activations, 1 only the input
+        of each layer.
         """
         self.recomputed_layers = round(share * len(self.layers))
 
@@ -215,6 +219,7 @@ class ConformerEncoder(nn.Module):
         Arguments
         ---------
         x : Tensor, (B, T, D)
+            Frames; padding may hold anything.
         padding_mask : Tensor, bool, (B, T), or None
             True on padding.
         all_hidden_states : bool
@@ -223,21 +228,20 @@ class ConformerEncoder(nn.Module):
             repeats its input, so there are always L+1.
         layer_drop_seed : int, optional
             Decides which layers are dropped in training; without it torch's
-            global stream does.
-
-        Returns
-        -------
-        EncoderOutput
+            global generator does.
         """
         # Once for all layers: norms and feed-forward modules mask nothing.
         x = zero_padding(x, padding_mask)
         states = [x]
         keep = self._draw_layers(layer_drop_seed)
+        recomputed = self.recomputed_layers if torch.is_grad_enabled() else 0
         for index, layer in enumerate(self.layers):
-            if keep[index]:
-                x = self._run(index, layer, x, padding_mask)
-            else:
+            if not keep[index]:
                 x = with_zero_gradients(x, list(layer.parameters()))
+            elif index < recomputed:
+                x = checkpoint(layer, x, padding_mask, use_reentrant=False)
+            else:
+                x = layer(x, padding_mask)
             states.append(x)
         states[-1] = self.norm(x)
         return EncoderOutput(states[-1], states if all_hidden_states else [])
@@ -248,14 +252,3 @@ class ConformerEncoder(nn.Module):
         rng = None if seed is None else seeded_generator(seed)
         draws = torch.rand(len(self.layers), generator=rng, device="cpu")
         return (draws >= self.layer_drop).tolist()
-
-    def _run(
-        self,
-        index: int,
-        layer: nn.Module,
-        x: Tensor,
-        padding_mask: Tensor | None,
-    ) -> Tensor:
-        if index < self.recomputed_layers and torch.is_grad_enabled():
-            return checkpoint(layer, x, padding_mask, use_reentrant=False)
-        return layer(x, padding_mask)

@@ -1,4 +1,4 @@
-"""Encoders of probes: loading, freezing, random ones, plain filterbanks.
+"""The encoders of probes: loaded, frozen, random, or a plain filterbank.
 
 Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width.
 """
@@ -25,7 +25,7 @@ from summarymixing.nnet.masking import (
 )
 from summarymixing.nnet.randomness import derive_seed
 
-# Same interface: d_model, num_layers, (wavs, wav_lens) -> Wav2Vec2Output.
+# All have d_model, num_layers and (wavs, wav_lens) -> Wav2Vec2Output.
 Encoder: TypeAlias = "Wav2Vec2Encoder | HuggingFaceEncoder | LogMelEncoder"
 
 PRECISIONS = {
@@ -39,16 +39,17 @@ UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
 
 
 class LogMelEncoder(MelFilterbank):
-    """Two filterbank frames side by side, in place of an encoder.
+    """Pairs of filterbank frames in place of an encoder.
 
-    What a probe reaches without pre-training or a network: no layers, and so
-    a single hidden state. The loudness of each utterance is removed, but not
-    the mean of each channel: heads that average over time would get nothing.
+    It shows what a probe reaches without pre-training. There are no layers,
+    and so a single hidden state. The loudness of each utterance is removed,
+    but not the mean of each channel, without which heads that average over
+    time would see nothing.
 
     Arguments
     ---------
     num_mels : int
-        Half of the width.
+        Number of mel channels, half of the width D.
 
     Example
     -------
@@ -87,11 +88,12 @@ class FrozenEncoder(nn.Module):
     Arguments
     ---------
     encoder : Encoder
+        The encoder; its gradients are switched off.
     precision : str
-        Precision of the computation: a key of `PRECISIONS`.
+        Precision of the computation, a key of `PRECISIONS`.
     train_mode : bool
-        Follow `train()`, to reproduce MP3S: dropout and layer drop are then
-        on while the head learns.
+        Whether the encoder follows `train()`, to reproduce MP3S: dropout and
+        layer drop are then on while the head learns.
 
     Example
     -------
@@ -123,14 +125,10 @@ class FrozenEncoder(nn.Module):
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         """Encode wavs (B, S) of relative lengths wav_lens (B,).
 
-        The hidden states are zero on padding, whatever the encoder leaves
-        there.
+        The hidden states are zero on padding.
         """
-        with torch.autocast(
-            wavs.device.type,
-            self.dtype,
-            enabled=self.dtype != torch.float32,
-        ):
+        reduced = self.dtype != torch.float32
+        with torch.autocast(wavs.device.type, self.dtype, enabled=reduced):
             out = self.inner(wavs, wav_lens)
         for state in out.hidden_states:
             state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
@@ -147,10 +145,10 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
         `encoder_train_mode` of hparams/shared/probe.yaml. The encoder is a
         folder of this project, a folder or name for HuggingFace, or log_mel.
 
-    Returns
-    -------
-    FrozenEncoder
-        UserError for a folder that holds no encoder.
+    Raises
+    ------
+    UserError
+        If the folder holds no encoder.
     """
     source = str(hparams["encoder"])
     encoder: Encoder
@@ -188,7 +186,7 @@ def digest(module: nn.Module) -> str:
     """Return a fingerprint of the weights of a module."""
     summary = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
-        # As 0.1.0 named them, so that probes that it began can be resumed.
+        # The names of 0.1.0, so that probes that it began can be resumed.
         name = name.replace("inner.", "encoder.", 1)
         name = name.replace("encoder.conformer.", "encoder.encoder.", 1)
         summary.update(name.encode())

@@ -19,7 +19,7 @@ from summarymixing.nnet.span_mask import MaskScheme
 
 
 class LatentMasks(NamedTuple):
-    """What is hidden from the encoder: True on what is set to a constant."""
+    """What fine-tuning hides from the encoder: True on what is replaced."""
 
     span_mask: Tensor  # (B, T), bool
     channel_mask: Tensor  # (B, C), bool
@@ -39,21 +39,18 @@ def draw_masks(
 ) -> LatentMasks:
     """Draw what is hidden from the encoder, for each utterance alone.
 
-    Made on the CPU, so that no accelerator waits for it.
+    The masks are drawn on the CPU, so that no accelerator waits for them.
 
     Arguments
     ---------
     num_frames : sequence of B int
-        Valid frames; padding is never masked.
+        Valid frames of each utterance; padding is never masked.
     num_channels : int
-        C of the latents.
+        Number C of channels of the latents.
     seeds : sequence of B int
+        Seed of each utterance's masks.
     frames, channels : callable, optional
-        `scheme(number, rng)` gives the masked ones; None masks nothing.
-
-    Returns
-    -------
-    LatentMasks
+        `scheme(number, rng)` returns the masked ones; None masks nothing.
 
     Example
     -------
@@ -79,11 +76,12 @@ class FineTuned(nn.Module):
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
+        The pre-trained encoder.
     head : nn.Module
-        `head(features, padding_mask)`, see lobes/heads.py; it gets the last
-        hidden state.
+        `head(features, padding_mask)`, see lobes/heads.py; its features are
+        the last hidden state.
     train_front_end : bool
-        Let the front end learn with the first layer, instead of never.
+        Whether the front end learns with the first layer, or never.
 
     Example
     -------
@@ -109,14 +107,14 @@ class FineTuned(nn.Module):
     def train_layers(self, layers: Collection[int]) -> None:
         """Choose which layers of the encoder learn; the head always does.
 
-        What is below the first layer learns with it, the final norm with the
-        last layer. No graph is kept below the lowest part that learns. DDP
-        must be wrapped around the module again after a change.
+        The parts below the first layer learn with it, the final norm learns
+        with the last layer. No graph is kept below the lowest part that
+        learns. After a change, DDP must wrap the module again.
 
         Arguments
         ---------
         layers : collection of int
-            Counted from 0; empty: the head alone.
+            Indices from 0; if it is empty, only the head learns.
         """
         encoder, stack = self.encoder, self.encoder.conformer
         encoder.requires_grad_(False)
@@ -144,20 +142,20 @@ class FineTuned(nn.Module):
 
         Arguments
         ---------
-        wavs : Tensor, (B, S)
-        wav_lens : Tensor, float, (B,)
-            Relative lengths.
+        wavs, wav_lens
+            As in `Wav2Vec2Encoder.forward`.
         masks : LatentMasks, optional
-            In training, always: the mask embedding must take part in every
+            Required in training: the mask embedding must take part in every
             backward pass, even if it replaces nothing.
         layer_drop_seed : int, optional
+            Decides which layers are dropped in training.
 
         Returns
         -------
         Tensor or UtteranceOutput
-            What the head makes of the last hidden state (B, T, D).
+            What the head predicts from the last hidden state (B, T, D).
         Tensor, bool, (B, T)
-            Padding mask.
+            The padding mask, True on padding.
         """
         latents, padding_mask = self.encoder.extract(wavs, wav_lens)
         if masks is not None:
@@ -184,13 +182,10 @@ def with_regularisation(
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
+        The encoder, which stays as it is.
     dropout, layer_drop, mixer_dropout : float, optional
-        None keeps what the encoder was made with. TypeError for a mixer
-        without dropout, ValueError for what is no probability.
-
-    Returns
-    -------
-    Wav2Vec2Encoder
+        New values; None keeps that of the encoder. TypeError for a mixer
+        without dropout, ValueError for a value that is not a probability.
 
     Example
     -------

@@ -1,11 +1,11 @@
-"""Heads of the MP3S probes: what stands on the mixture of hidden states.
+"""Heads of the MP3S probes, which read the mixture of hidden states.
 
 Letters: B utterances, T frames (20 ms), D width of the encoder, C outputs,
 E width of an embedding.
 
 A head is any module `head(features, padding_mask)`, made by a factory that is
-called with (d_model, num_outputs). Heads for frames return logits (B, T, C),
-heads for utterances an `UtteranceOutput`.
+called with (d_model, num_outputs), that is D and C. Heads for frames return
+logits (B, T, C), heads for utterances an `UtteranceOutput`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from typing import NamedTuple
 import torch
 from speechbrain.lobes.models.ContextNet import ContextNet
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from speechbrain.lobes.models.ECAPA_TDNN import (
-    Classifier as CosineClassifier,
-)
+from speechbrain.lobes.models.ECAPA_TDNN import Classifier as CosineClassifier
 from speechbrain.lobes.models.VanillaNN import VanillaNN
 from speechbrain.lobes.models.Xvector import Classifier as XvectorClassifier
 from speechbrain.lobes.models.Xvector import Xvector
@@ -37,7 +35,7 @@ STD_EPSILON = 1e-5  # added to standard deviations, as in SpeechBrain
 
 
 class UtteranceOutput(NamedTuple):
-    """What a head makes of each utterance."""
+    """What a head predicts for each utterance."""
 
     embeddings: Tensor  # (B, E), what verification compares
     logits: Tensor  # (B, C)
@@ -49,13 +47,13 @@ class BiLSTM(nn.Module):
     Arguments
     ---------
     input_size, hidden_size, num_layers : int
-        `hidden_size` is the width of one direction.
+        Width D of the input, width of one direction, and number of layers.
     dropout : float
-        Dropout between LSTM layers, not after the last one.
+        Dropout between layers, not after the last one.
     packed : bool
-        Start the backward direction at the end of each utterance. MP3S
-        starts it at the end of the longest in the batch, that is in the
-        (here zero) padding of the others.
+        Whether the backward direction starts at the end of each utterance.
+        MP3S starts it at the end of the longest one in the batch, that is in
+        the padding (here zero) of the others.
     """
 
     def __init__(
@@ -81,8 +79,8 @@ class BiLSTM(nn.Module):
         """Run over features (B, T, D) that are zero on padding."""
         if not self.packed:
             return self.lstm(features)[0]
-        # SpeechBrain would pack by relative lengths, and truncate their
-        # product with T: a rounding error then costs the last frame.
+        # SpeechBrain packs by relative lengths and truncates their product
+        # with T, so that a rounding error costs the last frame.
         packed = pack_padded_sequence(
             features,
             (~padding_mask).sum(dim=1).cpu(),
@@ -100,11 +98,7 @@ class BiLSTM(nn.Module):
 class LSTMHead(nn.Module):
     """Bidirectional LSTM and a linear layer, for each frame.
 
-    Arguments
-    ---------
-    d_model, num_outputs : int
-    hidden_size, num_layers, dropout, packed
-        See `BiLSTM`.
+    The keywords are those of `BiLSTM`.
 
     Example
     -------
@@ -148,11 +142,13 @@ class ContextNetHead(nn.Module):
     Arguments
     ---------
     d_model, num_outputs : int
+        Width D of the features and number C of outputs.
     num_blocks : int
-        The defaults are those of SpeechBrain (21 blocks, 31 M parameters).
+        Number of blocks; SpeechBrain's 21 have 31 M parameters.
     channels : sequence of int, optional
         Channels of each block; by default 256 for the first ten, then 512.
     out_channels : int
+        Width of the input of the linear layer.
     dropout : float
         Dropout at the end of each block.
 
@@ -194,13 +190,12 @@ class HiddenLayerHead(nn.Module):
 
     Arguments
     ---------
-    d_model, num_outputs, hidden_size : int
-    num_layers : int
-        Hidden layers.
+    d_model, num_outputs, hidden_size, num_layers : int
+        Width D, number C of outputs, width and number of hidden layers.
     activation : callable
-        Makes the module after each of them.
+        Makes the activation module that follows each hidden layer.
     dropout : float
-        Dropout after the last of them.
+        Dropout after the last hidden layer.
 
     Example
     -------
@@ -237,11 +232,8 @@ class HiddenLayerHead(nn.Module):
 class PoolingHead(nn.Module):
     """Mean of the valid frames and a linear layer without bias.
 
-    SpeechBrain's StatisticsPooling adds noise to the mean, in tests too.
-
-    Arguments
-    ---------
-    d_model, num_outputs : int
+    Not SpeechBrain's StatisticsPooling, which adds noise to the mean even in
+    tests.
 
     Example
     -------
@@ -265,13 +257,7 @@ class PoolingHead(nn.Module):
 class LSTMPoolingHead(nn.Module):
     """Bidirectional LSTM, a linear layer for each frame, `PoolingHead`.
 
-    Arguments
-    ---------
-    d_model, num_outputs : int
-    hidden_size : int, optional
-        Width of one direction; d_model by default.
-    num_layers, dropout, packed
-        See `BiLSTM`.
+    The keywords are those of `BiLSTM`; `hidden_size` is D by default.
 
     Example
     -------
@@ -316,9 +302,9 @@ class EmbeddingHead(nn.Module):
     Arguments
     ---------
     network : nn.Module
-        Features (B, T, D) and relative lengths (B,) to (B, 1, E).
+        Maps features (B, T, D) and relative lengths (B,) to (B, 1, E).
     classifier : nn.Module
-        (B, 1, E) to (B, 1, C).
+        Maps embeddings (B, 1, E) to logits (B, 1, C).
     """
 
     def __init__(self, network: nn.Module, classifier: nn.Module) -> None:
@@ -348,11 +334,12 @@ class EcapaHead(EmbeddingHead):
 
     Arguments
     ---------
-    d_model, num_outputs : int
-    embedding_size : int
+    d_model, num_outputs, embedding_size : int
+        Width D, number C of outputs, and width E of the embeddings.
     channels, kernel_sizes, dilations : list of int
         Sizes of the five blocks; the last one joins the others.
     attention_channels : int
+        Width of the attention that pools the frames.
 
     Example
     -------
@@ -393,8 +380,8 @@ class XvectorHead(EmbeddingHead):
 
     Arguments
     ---------
-    d_model, num_outputs : int
-    embedding_size : int
+    d_model, num_outputs, embedding_size : int
+        Width D, number C of outputs, and width E of the embeddings.
     channels, kernel_sizes, dilations : list of int
         Sizes of the five convolutions.
 
@@ -436,8 +423,8 @@ class XvectorHead(EmbeddingHead):
 class MeanAndDeviation(nn.Module):
     """Mean and standard deviation of the valid frames, side by side.
 
-    Stands in for SpeechBrain's StatisticsPooling, which adds noise to the
-    mean even in tests and gives NaN for a single frame.
+    Replaces SpeechBrain's StatisticsPooling, which adds noise to the mean
+    even in tests and gives NaN for a single frame.
 
     Example
     -------
@@ -462,10 +449,10 @@ class MeanAndDeviation(nn.Module):
 
 
 def relative_lengths(padding_mask: Tensor) -> Tensor:
-    """Return the valid share of each utterance, as SpeechBrain wants it.
+    """Return the valid share of each utterance, as SpeechBrain expects it.
 
-    A quarter of a frame less: SpeechBrain takes all frames below the product
-    of share and T, and a rounding error above would add one of the padding.
+    A quarter of a frame is subtracted: SpeechBrain takes all frames below the
+    product of share and T, so that a rounding error could add a padded frame.
 
     Example
     -------

@@ -29,10 +29,10 @@ from summarymixing.nnet.randomness import seeded_generator
 
 
 class MaskedFrames(NamedTuple):
-    """Which frames of a padded batch are masked, known before the forward.
+    """The masked frames of a padded batch, known before the forward.
 
-    Made with the batch, on the CPU, so that no accelerator waits for a
-    `nonzero`.
+    They are drawn with the batch, on the CPU, so that no accelerator waits
+    for a `nonzero`.
     """
 
     span_mask: Tensor  # (B, T), bool, True on masked frames
@@ -54,12 +54,9 @@ def gather_masked_frames(
     masked : sequence of B sequences of int
         Masked frames of each utterance, ascending.
     num_frames : int
-        T of the padded batch.
+        Frames T of the padded batch.
     seeds : sequence of B int
-
-    Returns
-    -------
-    MaskedFrames
+        Seeds of each utterance's negatives and Gumbel noise.
 
     Example
     -------
@@ -85,16 +82,16 @@ def gather_masked_frames(
 class PretrainingOutput(NamedTuple):
     """Sums over the masked frames of a batch, on this process.
 
-    Each single number divided by `frames` is a mean, and is logged under its
-    name. The sums of two batches are those of their union.
+    Each scalar divided by `frames` is a mean, which is logged under the
+    scalar's name. The sums of two batches add up to those of their union.
     """
 
-    loss: Tensor  # what is trained, and the only field with a gradient
-    contrastive_loss: Tensor
-    accuracy: Tensor  # frames whose positive beats every negative
-    chance: Tensor  # expected `accuracy` of a blind guess
-    negatives_excluded: Tensor  # share of the negatives that equal the positive
-    frames: Tensor  # those with at least one negative
+    loss: Tensor  # (), what is trained; the only field with a gradient
+    contrastive_loss: Tensor  # (), its part without the diversity loss
+    accuracy: Tensor  # (), frames whose positive beats every negative
+    chance: Tensor  # (), expected `accuracy` of a blind guess
+    negatives_excluded: Tensor  # (), share of negatives equal to the positive
+    frames: Tensor  # (), int64, masked frames with at least one negative
     probability_sums: Tensor  # (G, V), codebook probabilities
     code_counts: Tensor  # (G, V), how often each code was chosen
 
@@ -105,15 +102,16 @@ class Wav2Vec2Pretraining(nn.Module):
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
-    num_groups, num_codes : int
-        Groups and codes of the quantiser; the paper has 2 x 320.
-    target_dim : int
-        Width in which context and targets are compared.
+        The encoder to train.
+    num_groups, num_codes, target_dim
+        Those of the `GumbelQuantiser`; context and targets are compared in
+        `target_dim` dimensions.
     num_negatives : int
         Negatives for each masked frame, from the same utterance.
     logit_temperature : float
-        Divides the cosine similarity.
+        Divisor of the cosine similarity.
     diversity_weight : float
+        Factor on the diversity loss.
     front_end_gradient : float
         Factor on the gradient that enters the front end.
 
@@ -167,17 +165,14 @@ class Wav2Vec2Pretraining(nn.Module):
 
         Arguments
         ---------
-        wavs : Tensor, (B, S)
-        wav_lens : Tensor, float, (B,)
-            Relative lengths.
+        wavs, wav_lens
+            As in `Wav2Vec2Encoder.forward`.
         masked : MaskedFrames
+            What `gather_masked_frames` returned for this batch.
         temperature : float
             Temperature of the Gumbel softmax.
         layer_drop_seed : int, optional
-
-        Returns
-        -------
-        PretrainingOutput
+            Decides which layers are dropped.
         """
         latents, padding_mask = self.encoder.extract(wavs, wav_lens)
         latents = scale_gradient(latents, self.front_end_gradient)
@@ -204,12 +199,12 @@ class Wav2Vec2Pretraining(nn.Module):
         masked: MaskedFrames,
         temperature: float,
     ) -> PretrainingOutput:
-        """Losses from the masked frames, (N, ...)."""
+        """Compute the losses from the masked frames, (N, ...)."""
         negatives, noise = self._draw(masked, latents.device)
         quantised = self.quantiser(
             latents, gumbel=noise, temperature=temperature
         )
-        # An utterance with one masked frame has no negatives: left out.
+        # An utterance with one masked frame has no negatives; it is left out.
         counts = torch.tensor(
             [n if n > 1 else 0 for n in masked.counts], device=latents.device
         )
@@ -225,7 +220,7 @@ class Wav2Vec2Pretraining(nn.Module):
         sums, weight = quantised.probability_sums, frames
         if self.training:
             sums, weight = _sum_over_processes(sums, frames)
-        # The gradient is that of all processes' frames, the value that of
+        # The gradient belongs to the frames of all processes, the value to
         # ours: values add up over processes, as gradients do.
         diversity = diversity_loss(sums)
         diversity = diversity * weight - diversity.detach() * (weight - frames)
@@ -243,34 +238,26 @@ class Wav2Vec2Pretraining(nn.Module):
     def _draw(
         self, masked: MaskedFrames, device: torch.device
     ) -> tuple[Tensor, Tensor | None]:
-        """Negatives (B, M, K) and Gumbel noise (N, G, V), by utterance."""
-        widest = max(masked.counts)
-        negatives = torch.zeros(
-            len(masked.counts),
-            widest,
-            self.num_negatives,
-            dtype=torch.int64,
-            device=device,
-        )
+        """Draw negatives (B, M, K) and Gumbel noise (N, G, V)."""
+        shape = len(masked.counts), max(masked.counts), self.num_negatives
+        negatives = torch.zeros(shape, dtype=torch.int64, device=device)
+        codebook = self.quantiser.num_groups, self.quantiser.num_codes
         noise = []
-        for b, (count, seed) in enumerate(
-            zip(masked.counts, masked.seeds, strict=True)
-        ):
-            rng = seeded_generator(seed, device)
+        for b, count in enumerate(masked.counts):
+            rng = seeded_generator(masked.seeds[b], device)
             if count > 1:
                 negatives[b, :count] = draw_negatives(
                     count, self.num_negatives, rng
                 )
             if self.training:
-                shape = self.quantiser.num_groups, self.quantiser.num_codes
-                noise.append(gumbel_noise(count, *shape, rng))
+                noise.append(gumbel_noise(count, *codebook, rng))
         return negatives, torch.cat(noise) if noise else None
 
 
 def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
-    """Spread the N masked frames of a batch, (N, ...) to (B, M, ...).
+    """Pad the masked frames of a batch by utterance: (N, ...) to (B, M, ...).
 
-    Zero where an utterance has fewer than M masked frames.
+    The result is zero where an utterance has fewer than M masked frames.
     """
     shape = len(masked.counts), max(masked.counts)
     padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
@@ -279,10 +266,10 @@ def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
 
 
 def _sum_over_processes(sums: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of both over all processes; the gradient flows to our own share.
+    """Sum both over all processes; the gradient flows to our own share.
 
-    The sum of the gradients over processes is then exactly the gradient of
-    one process with the joint batch.
+    The gradients of all processes then add up to that of one process with
+    the joint batch.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return sums, frames

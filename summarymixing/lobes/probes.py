@@ -21,8 +21,8 @@ class WeightedSum(nn.Module):
     Arguments
     ---------
     num_states : int
-        L + 1: the input of the first layer counts. Their weights are equal
-        at the start.
+        Number of hidden states, L + 1: the input of the first layer counts.
+        Their weights are equal at the start.
 
     Example
     -------
@@ -49,12 +49,12 @@ class WeightedSum(nn.Module):
 
 
 class Probe(nn.Module):
-    """All that a probe learns, as one module for DDP.
+    """All parts of a probe that learn, as one module for DDP.
 
     Arguments
     ---------
     num_states : int
-        L + 1.
+        Number of hidden states, L + 1.
     head : nn.Module
         `head(features, padding_mask)`; see `summarymixing.lobes.heads`.
 
@@ -80,14 +80,14 @@ class Probe(nn.Module):
         Arguments
         ---------
         hidden_states : sequence of L + 1 Tensors, (B, T, D)
-            Finite on padding.
+            The states of a `FrozenEncoder`, finite on padding.
         padding_mask : Tensor, bool, (B, T)
             True on padding.
 
         Returns
         -------
         Tensor or UtteranceOutput
-            What the head makes of it.
+            What the head predicts.
         """
         features = self.weighted_sum(hidden_states)
         return self.head(zero_padding(features, padding_mask), padding_mask)

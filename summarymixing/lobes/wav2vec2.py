@@ -28,7 +28,7 @@ from summarymixing.pretrained import load_encoder, rename_old_weights
 
 
 class Wav2Vec2Output(NamedTuple):
-    """What an encoder makes of a batch."""
+    """What an encoder returns for a batch."""
 
     hidden_states: list[Tensor]  # L+1 times (B, T, D)
     padding_mask: Tensor  # (B, T), bool, True on padding
@@ -58,9 +58,11 @@ class Wav2Vec2Encoder(nn.Module):
         A class that keeps the promises of `summarymixing.nnet.mixer.Mixer`,
         or a partial of one: `partial(SummaryMixing, num_heads=8)`. UserError
         for one that could not be loaded again, such as a lambda.
-    num_layers, d_model, d_ffn, kernel_size : int
-    dropout, layer_drop : float
+    num_layers, d_model, d_ffn, kernel_size, dropout, layer_drop
+        Sizes and regularisation of the `ConformerEncoder`; `dropout` is that
+        of its input, too.
     num_mels, front_end_channels : int
+        Mel channels and width of the latents of the `FbankFrontEnd`.
 
     Example
     -------
@@ -88,14 +90,17 @@ class Wav2Vec2Encoder(nn.Module):
         front_end_channels: int = 512,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "mixer": describe_mixer(mixer),
+        conformer: dict[str, Any] = {
             "num_layers": num_layers,
             "d_model": d_model,
             "d_ffn": d_ffn,
             "kernel_size": kernel_size,
             "dropout": dropout,
             "layer_drop": layer_drop,
+        }
+        self.config: dict[str, Any] = {
+            "mixer": describe_mixer(mixer),
+            **conformer,
             "num_mels": num_mels,
             "front_end_channels": front_end_channels,
         }
@@ -104,17 +109,9 @@ class Wav2Vec2Encoder(nn.Module):
         self.front_end = FbankFrontEnd(num_mels, front_end_channels)
         self.project = nn.Linear(front_end_channels, d_model)
         self.dropout = nn.Dropout(dropout)
-        # Stands for a masked frame in pre-training; uniform, as in SpeechBrain.
+        # Replaces masked frames in pre-training; uniform, as in SpeechBrain.
         self.mask_embedding = nn.Parameter(torch.rand(d_model))
-        self.conformer = ConformerEncoder(
-            num_layers=num_layers,
-            d_model=d_model,
-            mixer=mixer,
-            d_ffn=d_ffn,
-            kernel_size=kernel_size,
-            dropout=dropout,
-            layer_drop=layer_drop,
-        )
+        self.conformer = ConformerEncoder(mixer=mixer, **conformer)
         self._positions = torch.empty(0, d_model)
         self.register_load_state_dict_pre_hook(rename_old_weights)
 
@@ -131,20 +128,20 @@ class Wav2Vec2Encoder(nn.Module):
         Arguments
         ---------
         folder : str or Path
-            Written by `summarymixing.pretrained.save_encoder`.
+            A folder that `summarymixing.pretrained.save_encoder` wrote.
         device : torch.device or str
             Where the weights go.
         mixer : callable, optional
-            The class of the mixers, where it is not one of this package:
+            The class of the mixers, if it is not one of this package:
             loading imports nothing that a folder names. It gets the keywords
-            that were saved. UserError where it is not the class that was
-            saved.
+            that were saved.
 
-        Returns
-        -------
-        Wav2Vec2Encoder
-            UserError where the folder is missing, damaged, of another kind,
-            or where config and weights disagree.
+        Raises
+        ------
+        UserError
+            If the folder is missing, damaged or of another kind, if config
+            and weights disagree, or if `mixer` is not the class that was
+            saved.
         """
         return load_encoder(cls, folder, mixer=mixer).to(device).eval()
 
@@ -156,7 +153,7 @@ class Wav2Vec2Encoder(nn.Module):
         Arguments
         ---------
         mixer_dropout : float, optional
-            None keeps the dropout of the mixers. TypeError where they have
+            Dropout of the mixers; None keeps theirs. TypeError if they have
             no such keyword.
         changes : float
             Other values for keywords of the constructor.
@@ -173,7 +170,7 @@ class Wav2Vec2Encoder(nn.Module):
         Arguments
         ---------
         wavs : Tensor, (B, S)
-            16 kHz mono. What stands beyond an utterance's end is ignored.
+            16 kHz mono. What lies beyond the end of an utterance is ignored.
         wav_lens : Tensor, float, (B,)
             Relative lengths, as in SpeechBrain.
 
@@ -190,9 +187,10 @@ class Wav2Vec2Encoder(nn.Module):
         return Wav2Vec2Output(encoded.hidden_states, padding_mask)
 
     def extract(self, wavs: Tensor, wav_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Front end: latents (B, T, front_end_channels), padding mask (B, T).
+        """Run the front end; the arguments are those of `forward`.
 
-        Arguments as in `forward`.
+        Returns latents, (B, T, front_end_channels), and a padding mask, bool,
+        (B, T), True on padding.
         """
         return self.front_end(wavs, absolute_lengths(wav_lens, wavs.shape[1]))
 
@@ -205,21 +203,18 @@ class Wav2Vec2Encoder(nn.Module):
         all_hidden_states: bool = False,
         layer_drop_seed: int | None = None,
     ) -> EncoderOutput:
-        """Conformer over latents.
+        """Run the Conformer over latents.
 
         Arguments
         ---------
         latents : Tensor, (B, T, front_end_channels)
+            What `extract` returned.
         padding_mask : Tensor, bool, (B, T)
             True on padding.
         span_mask : Tensor, bool, (B, T), optional
             True on frames that the mask embedding replaces.
         all_hidden_states, layer_drop_seed
             See `ConformerEncoder.forward`.
-
-        Returns
-        -------
-        EncoderOutput
         """
         x = self.dropout(self.project(latents))
         if span_mask is not None:
@@ -235,12 +230,12 @@ class Wav2Vec2Encoder(nn.Module):
         )
 
     def _position_table(self, num_frames: int, like: Tensor) -> Tensor:
-        """Positions for so many frames; the table grows with the longest."""
-        # No buffer: DDP would broadcast it although its length differs between
-        # processes, and `to` would round it to the type of the weights.
+        """Return positions (num_frames, D) of a table that grows as needed."""
+        # Not a buffer: DDP would broadcast it although its length differs
+        # between processes, and `to` would round it to the weights' type.
         table = self._positions
         if len(table) < num_frames or table.device != like.device:
-            # Some room, so that it is not rebuilt for each new length.
+            # A little longer, so that few new lengths rebuild it.
             table = sine_positions(num_frames * 5 // 4, self.d_model)
             self._positions = table = table.to(like.device)
         return table[:num_frames].to(like.dtype)
