@@ -33,8 +33,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used.
 
-    SpeechBrain takes seconds to import; `recipes/prepare.py --help` and the
-    corpus builders do not need it.
+    SpeechBrain takes seconds to import, and `prepare.py --help` needs none.
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,8 +22,8 @@ def open_atomically(
 
     The content is written to a hidden file in the same folder, which is then
     renamed; after an error, or a kill, the previous file is still there. A
-    link is kept: what it points to is replaced. A device or a pipe is written
-    to as it is, since a rename would put a file in its place.
+    symbolic link stays and its target is replaced. A device or a pipe is
+    written to directly, since a rename would put a file in its place.
 
     Arguments
     ---------

@@ -1,8 +1,8 @@
 """An encoder on disk: weights in safetensors and a config that explains them.
 
-The folder holds `encoder.safetensors`, `encoder.json` (architecture, front
-end, what it was trained on) and a `README.md` that shows the same to people.
-Loading executes nothing from the folder.
+The folder holds `encoder.safetensors`, `encoder.json` (architecture and facts
+about the training) and a `README.md` that shows the same to people. Loading
+executes nothing from the folder.
 """
 
 from __future__ import annotations
@@ -35,25 +35,19 @@ def save_encoder(
     folder: str | Path,
     trained_on: dict[str, Any] | None = None,
 ) -> Path:
-    """Write an encoder as a folder that `from_pretrained` reads.
+    """Write an encoder into a folder, and return the folder.
 
-    Each file is written aside and renamed, so that a reader never meets half
-    of one.
+    Each file appears only when it is complete.
 
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
         The encoder to write.
     folder : str or Path
-        Created where it does not exist.
+        The folder, which is created if it does not exist.
     trained_on : dict, optional
         Facts about the training that can be written as JSON: updates, hours,
         losses, `licence` of the weights. The model card shows them.
-
-    Returns
-    -------
-    Path
-        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,19 +67,13 @@ def save_encoder(
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights of a module in safetensors, whole or not at all.
-
-    Arguments
-    ---------
-    module : nn.Module
-    path : Path
-    """
+    """Write the weights of a module in safetensors, whole or not at all."""
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in module.state_dict().items()
     }
-    # Not `save_file`, whose files nobody else may read, and which leaves a
-    # part of one under another name when it is killed.
+    # Not `save_file`: only the owner may read its files, and when it is
+    # killed, it leaves half of one.
     with open_atomically(path, binary=True) as file:
         file.write(save(weights))
 
@@ -101,14 +89,14 @@ def load_encoder(
     Arguments
     ---------
     build : callable
-        Makes the encoder from its architecture: the class itself.
+        The class of the encoder, called with its architecture.
     folder, mixer
         As in `Wav2Vec2Encoder.from_pretrained`, with the same errors.
 
     Returns
     -------
     Encoder
-        On the CPU, in train mode.
+        The encoder, on the CPU and in train mode.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -124,7 +112,14 @@ def load_encoder(
             f"cannot build ({error}). Export it again from its checkpoint, or "
             f"install the version that wrote it."
         ) from error
-    weights = _read_weights(folder)
+    path = folder / WEIGHTS_NAME
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). The copy is not complete: "
+            f"copy the folder again, or export it again from its run."
+        ) from error
     rename_old_weights(encoder, weights)
     _compare(folder, encoder, weights)
     encoder.load_state_dict(weights)
@@ -135,14 +130,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check `encoder.json` of a folder (UserError if unusable)."""
     path = folder / CONFIG_NAME
     if not path.is_file():
-        nested = folder / "encoder" / CONFIG_NAME
-        hint = (
-            f" Did you mean {folder / 'encoder'}?"
-            if nested.is_file()
-            else " Point --encoder to the folder `encoder` inside the output "
-            "folder of a pre-training run."
-        )
-        raise UserError(f"{folder} holds no encoder ({CONFIG_NAME}).{hint}")
+        nested = folder / "encoder"
+        hint = "Point --encoder to the folder `encoder` of a pre-training run."
+        if (nested / CONFIG_NAME).is_file():
+            hint = f"Did you mean {nested}?"
+        raise UserError(f"{folder} holds no encoder ({CONFIG_NAME}). {hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -169,17 +161,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS_NAME
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). The copy is not complete: "
-            f"copy the folder again, or export it again from its run."
-        ) from error
-
-
 def _compare(
     folder: Path, encoder: nn.Module, weights: dict[str, Tensor]
 ) -> None:
@@ -204,10 +185,10 @@ def _compare(
 def rename_old_weights(
     _encoder: nn.Module, weights: dict[str, Tensor], prefix: str = "", *_: Any
 ) -> None:
-    """Give weights that version 0.1.0 saved the names they have now, in place.
+    """Rename, in place, weights of version 0.1.0 as they are named now.
 
-    A hook of `load_state_dict`; `prefix` is the encoder's place in a module
-    around it.
+    It is a hook of `load_state_dict`; `prefix` is the encoder's place in a
+    module around it.
     """
     old = f"{prefix}encoder."
     for name in [name for name in weights if name.startswith(old)]:

@@ -28,11 +28,10 @@ Count = TypeVar("Count", int, Tensor)
 
 
 def num_frames(num_samples: Count) -> Count:
-    """Frames that the front end makes of so many samples.
+    """Return how many frames the front end makes of so many samples.
 
-    The one place where lengths are converted: the centred filterbank gives
-    floor(S / 160) + 1 frames, the convolution of stride 2 half of them,
-    rounded up.
+    The centred filterbank gives floor(S / 160) + 1 frames, the convolution of
+    stride 2 half of them, rounded up.
 
     Example
     -------
@@ -45,8 +44,7 @@ def num_frames(num_samples: Count) -> Count:
 def to_decibels(energies: Tensor) -> Tensor:
     """Logarithm of mel energies (B, F, mels), at most 80 dB below the loudest.
 
-    The values are SpeechBrain's, but frames behind the end of an utterance,
-    which only a padded batch has, cannot raise its floor.
+    The values are SpeechBrain's, but padded frames cannot raise the floor.
 
     Example
     -------
@@ -64,6 +62,7 @@ class ConvolutionBlock(nn.Module):
     Arguments
     ---------
     in_channels, out_channels, stride : int
+        Width of input and output, and input frames per output frame.
 
     Example
     -------
@@ -76,8 +75,8 @@ class ConvolutionBlock(nn.Module):
         self, in_channels: int, out_channels: int, stride: int
     ) -> None:
         super().__init__()
-        # Zeros at the edges, not a reflection: a reflected edge would differ
-        # between an utterance alone and the same utterance in a batch.
+        # Zeros at the edges: a reflected edge would differ between an
+        # utterance alone and the same utterance in a batch.
         self.convolution = nn.Conv1d(
             in_channels, out_channels, 3, stride, padding=1
         )
@@ -90,11 +89,12 @@ class ConvolutionBlock(nn.Module):
 
 
 class MelFilterbank(nn.Module):
-    """Log-Mel energies; nothing is learned.
+    """Log-Mel energies, without anything to learn.
 
     Arguments
     ---------
     num_mels : int
+        Number of mel channels.
 
     Example
     -------
@@ -114,28 +114,29 @@ class MelFilterbank(nn.Module):
             win_length=25,
             hop_length=10,
         )
-        # Not used, and its buffer would stand in every checkpoint.
+        # It is not used, and its buffer would be in every checkpoint.
         del self.filterbank.compute_deltas
-        # The logarithm is ours, since its floor must not see padding.
+        # `to_decibels` takes the logarithm: its floor must not see padding.
         self.filterbank.compute_fbanks.log_mel = False
 
     @torch.no_grad()
     def decibels(
         self, wavs: Tensor, num_samples: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-Mel energies as they are.
+        """Compute log-Mel energies without normalisation.
 
         Arguments
         ---------
         wavs : Tensor, (B, S)
-            16 kHz; what stands beyond an utterance's end is ignored.
+            Audio of 16 kHz; what lies beyond an utterance's end is ignored.
         num_samples : Tensor, int64, (B,)
             Valid samples of each utterance.
 
         Returns
         -------
         Tensor, float32 even under autocast, (B, F, num_mels)
-            In dB, at most 80 dB below the loudest. Not zero on padding.
+            Energies in dB, at most 80 dB below the loudest; not zero on
+            padding.
         Tensor, bool, (B, F)
             True on padding.
         """
@@ -150,14 +151,10 @@ class MelFilterbank(nn.Module):
 
     @torch.no_grad()
     def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
-        """Log-Mel energies, mean 0 and deviation 1 in each utterance.
+        """Normalise log-Mel energies to mean 0, deviation 1 by utterance.
 
-        Arguments as of `decibels`.
-
-        Returns
-        -------
-        Tensor, float32 even under autocast, (B, F, num_mels)
-            Zero on padding.
+        Arguments as of `decibels`; the result, (B, F, num_mels), is float32
+        even under autocast, and zero on padding.
         """
         mels, padding_mask = self.decibels(wavs, num_samples)
         with torch.autocast(wavs.device.type, enabled=False):
@@ -176,9 +173,8 @@ class FbankFrontEnd(MelFilterbank):
 
     Arguments
     ---------
-    num_mels : int
-    channels : int
-        Width of the latents.
+    num_mels, channels : int
+        Number of mel channels, and width of the latents.
 
     Example
     -------
@@ -202,19 +198,12 @@ class FbankFrontEnd(MelFilterbank):
     def forward(
         self, wavs: Tensor, num_samples: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Turn audio into latent frames.
-
-        Arguments
-        ---------
-        wavs : Tensor, (B, S)
-            16 kHz; what stands beyond an utterance's end is ignored.
-        num_samples : Tensor, int64, (B,)
-            Valid samples of each utterance.
+        """Turn audio into latent frames; the arguments are those of `decibels`.
 
         Returns
         -------
         Tensor, (B, T, channels)
-            Zero on padding.
+            Latents, zero on padding.
         Tensor, bool, (B, T)
             True on padding.
         """

@@ -1,10 +1,8 @@
 """Encoders of HuggingFace behind the interface of `Wav2Vec2Encoder`.
 
-For wav2vec 2.0, HuBERT, WavLM and data2vec, so that they can be probed beside
-ours. Needs `transformers` (pip install "summarymixing[huggingface]").
-
-Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width,
-L layers.
+They make wav2vec 2.0, HuBERT, WavLM and data2vec comparable with ours. They
+need `transformers` (pip install "summarymixing[huggingface]"). Letters:
+B utterances, S samples at 16 kHz, L layers.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ VARIANCE_EPSILON = 1e-7  # as in HuggingFace's feature extractor
 
 
 class HuggingFaceEncoder(nn.Module):
-    """SpeechBrain's wrapper of a HuggingFace model, padding done right.
+    """SpeechBrain's wrapper of a HuggingFace model, with correct padding.
 
     SpeechBrain normalises a whole batch at once, padding included; here each
     utterance is normalised by its own samples, as in pre-training. Models
     that were trained without a padding mask (`wav2vec2-base` and others with
-    group normalisation) get zeros behind the end of an utterance and no mask:
-    with them, results depend a little on the batch.
+    group normalisation) get zeros as padding and no mask; their results
+    depend a little on the batch.
 
     Arguments
     ---------
@@ -48,9 +46,9 @@ class HuggingFaceEncoder(nn.Module):
             from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
         except ImportError as error:
             raise UserError(
-                f"{source} is no folder of this project, and to load it from "
-                "HuggingFace the package transformers is needed: "
-                'pip install "summarymixing[huggingface]"'
+                f"{source} is not an encoder folder of this project, and the "
+                "package transformers, which loads it from HuggingFace, is "
+                'missing: pip install "summarymixing[huggingface]"'
             ) from error
         try:
             # SpeechBrain would make a cache of its own in the working folder.
@@ -73,20 +71,9 @@ class HuggingFaceEncoder(nn.Module):
         self.model = type(self.model)(self.model.config)
 
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
-        """Encode audio.
+        """Encode audio; arguments and result as in `Wav2Vec2Encoder.forward`.
 
-        Arguments
-        ---------
-        wavs : Tensor, (B, S)
-            16 kHz mono. What stands beyond an utterance's end is ignored.
-        wav_lens : Tensor, float, (B,)
-            Relative lengths.
-
-        Returns
-        -------
-        Wav2Vec2Output
-            L+1 hidden states: the input of the first layer, then the output
-            of each layer, the last one normalised where the model does so.
+        The last state is normalised only where the model does so.
         """
         num_samples = absolute_lengths(wav_lens, wavs.shape[1])
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
@@ -98,8 +85,8 @@ class HuggingFaceEncoder(nn.Module):
             attention_mask=(~beyond_end).long() if self.uses_mask else None,
             output_hidden_states=True,
         )
-        # Large models normalise after their last layer, which the list of
-        # hidden states does not show.
+        # Large models normalise after their last layer, but not in the list
+        # of hidden states.
         states = [*out.hidden_states[:-1], out.last_hidden_state]
         num_frames = self.model._get_feat_extract_output_lengths(num_samples)
         padding_mask = padding_mask_from_lengths(
@@ -114,23 +101,23 @@ def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:
     Arguments
     ---------
     wavs : Tensor, (B, S)
+        Samples, zero on padding.
     beyond_end : Tensor, bool, (B, S)
         True on padding.
 
     Returns
     -------
     Tensor, (B, S)
-        Zero on padding.
+        Normalised samples, zero on padding.
     """
     wavs = wavs - masked_mean(wavs.unsqueeze(-1), beyond_end)
     variance = masked_mean(wavs.square().unsqueeze(-1), beyond_end)
-    return zero_padding(
-        wavs * (variance + VARIANCE_EPSILON).rsqrt(), beyond_end
-    )
+    wavs = wavs * (variance + VARIANCE_EPSILON).rsqrt()
+    return zero_padding(wavs, beyond_end)
 
 
 def is_huggingface(source: str) -> bool:
-    """Return whether an `encoder` value is meant for HuggingFace.
+    """Return whether `source` is a folder or a name of HuggingFace.
 
     Example
     -------

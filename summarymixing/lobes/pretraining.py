@@ -243,8 +243,9 @@ class Wav2Vec2Pretraining(nn.Module):
         negatives = torch.zeros(shape, dtype=torch.int64, device=device)
         codebook = self.quantiser.num_groups, self.quantiser.num_codes
         noise = []
-        for b, count in enumerate(masked.counts):
-            rng = seeded_generator(masked.seeds[b], device)
+        utterances = zip(masked.counts, masked.seeds, strict=True)
+        for b, (count, seed) in enumerate(utterances):
+            rng = seeded_generator(seed, device)
             if count > 1:
                 negatives[b, :count] = draw_negatives(
                     count, self.num_negatives, rng

@@ -1,4 +1,4 @@
-"""Attention baselines behind the mixer interface `mixer(x, padding_mask)`.
+"""Attention baselines with the interface of `nnet.mixer.Mixer`.
 
 Letters: B utterances, T frames, D width, H heads.
 """
@@ -14,10 +14,10 @@ from summarymixing.nnet.summary_mixing import head_width
 
 
 class MultiHeadAttention(nn.Module):
-    """Plain multi-head attention through the fused kernel, without weights.
+    """Plain multi-head attention with PyTorch's fused kernels.
 
     Positions come from the encoder's input (absolute sine positions); this
-    is the 165 M baseline of the paper.
+    is the baseline of 165 M parameters in the paper.
 
     Arguments
     ---------
@@ -49,19 +49,7 @@ class MultiHeadAttention(nn.Module):
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Attend over the valid frames of each utterance.
-
-        Arguments
-        ---------
-        x : Tensor, (B, T, D)
-        padding_mask : Tensor, bool, (B, T), or None
-            True on padding.
-
-        Returns
-        -------
-        Tensor, (B, T, D)
-            Zero on padding.
-        """
+        """Attend over the valid frames of each utterance, see `Mixer`."""
         batch, length, d_model = x.shape
         # Padded values must be finite: 0 x NaN in the weighted sum is NaN.
         x = zero_padding(x, padding_mask)
@@ -70,8 +58,8 @@ class MultiHeadAttention(nn.Module):
             .view(batch, length, 3, self.num_heads, self.width)
             .permute(2, 0, 3, 1, 4)  # (3, B, H, T, width)
         )
-        # Only without a mask can the flash kernel serve; with one, the
-        # memory-efficient kernel does.
+        # The flash kernel takes no mask; with one, the memory-efficient
+        # kernel is used.
         keep = None if padding_mask is None else ~padding_mask[:, None, None]
         mixed = F.scaled_dot_product_attention(
             q, k, v, keep, dropout_p=self.dropout if self.training else 0.0
@@ -100,7 +88,7 @@ class RotaryAttention(nn.Module):
         self.attention = RoPEMHA(d_model, num_heads, dropout=dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Attend with rotary positions; x and the result are (B, T, D)."""
+        """Attend with rotary positions, see `Mixer`."""
         x = zero_padding(x, padding_mask)
         mixed, _ = self.attention(x, x, x, key_padding_mask=padding_mask)
         return zero_padding(mixed, padding_mask)
@@ -128,13 +116,10 @@ class RelativePositionAttention(nn.Module):
         self.positions = RelPosEncXL(d_model)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Attend with relative positions; x and the result are (B, T, D)."""
+        """Attend with relative positions, see `Mixer`."""
         x = zero_padding(x, padding_mask)
+        positions = self.positions(x)
         mixed, _ = self.attention(
-            x,
-            x,
-            x,
-            pos_embs=self.positions(x),
-            key_padding_mask=padding_mask,
+            x, x, x, key_padding_mask=padding_mask, pos_embs=positions
         )
         return zero_padding(mixed, padding_mask)

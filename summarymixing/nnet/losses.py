@@ -23,12 +23,11 @@ def draw_negatives(
     Arguments
     ---------
     num_masked : int
-        Masked frames of the utterance, at least 2: with one frame there is
-        no other.
+        Masked frames of the utterance, at least 2.
     num_negatives : int
-        K, drawn with replacement.
+        Number K of negatives of each frame, drawn with replacement.
     rng : torch.Generator
-        Decides the device too.
+        Source of the draws; the result is on its device.
 
     Returns
     -------
@@ -80,19 +79,15 @@ def contrastive_loss(
     context : Tensor, (B, M, C)
         Projected encoder output at the masked frames.
     targets : Tensor, (B, M, C)
-        Quantised frames.
+        Quantised frames, the positives.
     target_ids : Tensor, int64, (B, M)
-        Equal where targets are equal (`Quantised.code_ids`).
+        Numbers that are equal where targets are (`Quantised.code_ids`).
     negatives : Tensor, int64, (B, M, K)
         Indices into the M masked frames of the same utterance.
     padding_mask : Tensor, bool, (B, M)
         True where an utterance has fewer than M masked frames.
     temperature : float
-        Divides the cosine similarity.
-
-    Returns
-    -------
-    Contrast
+        Divisor of the cosine similarity.
     """
     with torch.autocast(context.device.type, enabled=False):
         wide = torch.promote_types(context.dtype, torch.float32)
@@ -101,13 +96,13 @@ def contrastive_loss(
             F.normalize(targets.to(wide), dim=-1, eps=1e-8).transpose(1, 2),
         )  # (B, M, M)
         positive = similarity.diagonal(dim1=1, dim2=2) / temperature
-        equal = _pick(target_ids, negatives) == target_ids.unsqueeze(-1)
+        drawn_ids = target_ids.gather(1, negatives.flatten(1))
+        equal = drawn_ids.view_as(negatives) == target_ids.unsqueeze(-1)
         others = similarity.gather(2, negatives) / temperature
         others = others.masked_fill(equal, float("-inf"))
         # A row of -inf alone is fine: the positive is always in the sum.
-        partition = torch.cat([positive.unsqueeze(-1), others], -1).logsumexp(
-            -1
-        )
+        all_logits = torch.cat([positive.unsqueeze(-1), others], dim=-1)
+        partition = all_logits.logsumexp(dim=-1)
         valid = ~padding_mask
         remaining = (~equal).sum(dim=-1)
         return Contrast(
@@ -118,23 +113,14 @@ def contrastive_loss(
         )
 
 
-def _pick(ids: Tensor, index: Tensor) -> Tensor:
-    """Ids (B, M) at index (B, M, K) -> (B, M, K)."""
-    return ids.gather(1, index.flatten(1)).view_as(index)
-
-
 def diversity_loss(probability_sums: Tensor) -> Tensor:
     """Share of the codebook that is not used: (G V - perplexity) / (G V).
 
     Arguments
     ---------
     probability_sums : Tensor, (G, V)
-        Softmax of the logits, summed over frames.
-
-    Returns
-    -------
-    Tensor, ()
-        0 when all codes are equally probable on average.
+        Softmax of the logits, summed over frames. The loss is 0 when all
+        codes are equally probable on average.
 
     Example
     -------

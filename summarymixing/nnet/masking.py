@@ -53,7 +53,7 @@ def absolute_lengths(relative_lengths: Tensor, num_samples: int) -> Tensor:
     Raises
     ------
     ValueError
-        Integers: those are samples, as in other libraries, and no shares.
+        If lengths are integers, that is samples, as in other libraries.
 
     Example
     -------
@@ -91,13 +91,14 @@ def masked_mean(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     Arguments
     ---------
     x : Tensor, (B, T, D)
+        Frames; padding may hold anything.
     padding_mask : Tensor, bool, (B, T), or None
         True on padding.
 
     Returns
     -------
     Tensor, float32 (float64 for float64 input), (B, D)
-        Zero for an utterance that is nothing but padding.
+        Means; zero for an utterance that is nothing but padding.
 
     Example
     -------

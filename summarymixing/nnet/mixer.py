@@ -23,7 +23,7 @@ class Mixer(Protocol):
     tests them for every class in its list.
 
     1. It is called as `mixer(x, padding_mask)` and returns a tensor.
-    2. What stands in padding reaches no valid frame and no gradient; the
+    2. What padding holds reaches no valid frame and no gradient; the
        result is zero on padding.
     3. It is a `torch.nn.Module` made by `Class(d_model, **keywords)`. The
        keywords have defaults, and their values can be written as JSON.
@@ -37,14 +37,14 @@ class Mixer(Protocol):
         Arguments
         ---------
         x : Tensor, (B, T, D)
-            Frames; anything may stand in padding, NaN included.
+            Frames; padding may hold anything, NaN included.
         padding_mask : Tensor, bool, (B, T), or None
-            True on padding; None where there is none.
+            True on padding; None if there is none.
 
         Returns
         -------
         Tensor, (B, T, D)
-            Zero on padding.
+            Mixed frames, zero on padding.
         """
         ...
 
@@ -58,13 +58,8 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
     Arguments
     ---------
     mixer : callable
-        A class, or a `functools.partial` of one with keywords. UserError
-        for what could not be found again by name or written as JSON.
-
-    Returns
-    -------
-    dict
-        "class" and the keywords.
+        A class, or a `functools.partial` of one with keywords. UserError if
+        the class cannot be found by its name, or a keyword is not JSON.
 
     Example
     -------
@@ -79,7 +74,7 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
         if mixer.args:
             raise UserError(
                 f"the mixer {mixer} has arguments without names, which would "
-                f"stand for d_model; give them as keywords."
+                f"be taken for d_model; give them as keywords."
             )
     if not _is_importable(found):
         raise UserError(
@@ -102,12 +97,13 @@ def describe_mixer(mixer: MixerFactory) -> dict[str, Any]:
 
 
 def _is_importable(found: Any) -> bool:
-    # What a script defines has another name where it is imported from.
-    if not inspect.isclass(found) or found.__module__ == "__main__":
-        return False
-    if not _is_dotted_name(f"{found.__module__}.{found.__name__}"):
-        return False
-    return _find_class(found.__module__, found.__name__) is found
+    # A class of a script, `__main__`, has another name in other programs.
+    return (
+        inspect.isclass(found)
+        and found.__module__ != "__main__"
+        and _is_dotted_name(f"{found.__module__}.{found.__name__}")
+        and _find_class(found.__module__, found.__name__) is found
+    )
 
 
 def _is_dotted_name(name: str) -> bool:
@@ -129,23 +125,21 @@ def mixer_from_description(
     """Return the factory that `describe_mixer` described.
 
     A description comes from a file that may have been downloaded, and must
-    not be able to run code: by its name alone only a class of this package
-    is looked up.
+    not be able to run code: a name alone finds only a class of this package.
 
     Arguments
     ---------
     description : dict
         What `describe_mixer` returned.
     mixer : callable, optional
-        The class that the description names; needed for one from outside
-        this package.
+        The described class; needed if it is from outside this package.
 
-    Returns
-    -------
-    callable
-        The class with the described keywords. UserError where `mixer` is
-        missing or is not the one described, ValueError where this package
-        has no such mixer.
+    Raises
+    ------
+    UserError
+        If `mixer` is missing or is not the one described.
+    ValueError
+        If this package has no such mixer.
     """
     keywords = dict(description)
     name = str(keywords.pop("class"))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Quantised(NamedTuple):
-    """What the quantiser makes of N frames."""
+    """What the quantiser returns for N frames."""
 
-    targets: Tensor  # (N, target_dim)
+    targets: Tensor  # (N, target_dim), projected codes
     code_ids: Tensor  # (N,), int64, equal exactly where the targets are equal
     probability_sums: Tensor  # (G, V), softmax of the logits, summed over N
     code_counts: Tensor  # (G, V), int64, frames that choose each code
@@ -34,6 +34,7 @@ class GumbelQuantiser(nn.Module):
     Arguments
     ---------
     input_dim : int
+        Width of the frames.
     num_groups, num_codes : int
         G and V; the paper has 2 x 320.
     target_dim : int
@@ -80,29 +81,23 @@ class GumbelQuantiser(nn.Module):
         Arguments
         ---------
         x : Tensor, (N, input_dim)
+            Frames.
         gumbel : Tensor, (N, G, V), or None
-            Gumbel noise. None in evaluation: hard choice, no gradient
-            to the logits.
+            Gumbel noise; None in evaluation, where the logits get no gradient.
         temperature : float
             Temperature of the softmax that carries the gradient.
-
-        Returns
-        -------
-        Quantised
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self._quantise(
-                x.to(self.codebook.dtype), gumbel, temperature
-            )
+            logits = self.to_logits(x.to(self.codebook.dtype))
+            logits = logits.view(-1, self.num_groups, self.num_codes)
+            return self._choose(logits, gumbel, temperature)
 
-    def _quantise(
-        self, x: Tensor, gumbel: Tensor | None, temperature: float
+    def _choose(
+        self, logits: Tensor, gumbel: Tensor | None, temperature: float
     ) -> Quantised:
-        shape = (-1, self.num_groups, self.num_codes)
-        logits = self.to_logits(x).view(shape)  # (N, G, V)
         noisy = logits if gumbel is None else logits + gumbel
         codes = noisy.argmax(dim=-1)  # (N, G)
-        # Perplexity is of the choice without noise, as in the stock recipe.
+        # Perplexity counts the choice without noise, as in the stock recipe.
         choice = logits.argmax(dim=-1)
         weights = F.one_hot(codes, self.num_codes).to(logits.dtype)
         if gumbel is not None:
@@ -142,10 +137,6 @@ def perplexity(counts: Tensor) -> Tensor:
     ---------
     counts : Tensor, (G, V)
         Counts or probabilities, not necessarily normalised.
-
-    Returns
-    -------
-    Tensor, ()
 
     Example
     -------

@@ -1,9 +1,9 @@
 """Randomness as a function of what is computed, not of what came before.
 
 Masks, negatives, noise and orders come from a seed derived from names and
-numbers: (run seed, epoch, utterance) or (run seed, update, rank). Nothing
-needs to be stored for an exact resume, and an utterance meets the same mask
-whatever else is in its batch.
+numbers: (run seed, epoch, utterance) or (run seed, update, rank). An exact
+resume needs no stored state, and an utterance gets the same mask whatever
+else is in its batch.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ def derive_seed(*parts: int | str) -> int:
 def seeded_generator(
     seed: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """Return a generator of its own, so that no global stream is touched."""
+    """Return a new generator, so that no global one changes."""
     return torch.Generator(device=device).manual_seed(seed)

@@ -45,14 +45,15 @@ def filled_spans(
 ) -> Frames:
     """Mask `probability` of the frames, as SpeechBrain's stock recipe does.
 
-    Spans are drawn until their lengths sum to the target; what overlaps took
-    away is filled up with single frames.
+    The lengths of the spans sum to the target; single frames make up for
+    what overlaps take away.
 
     Arguments
     ---------
     num_frames : int
         Valid frames of the utterance, at least 1.
     rng : numpy.random.Generator
+        Source of the draws.
     probability : float
         Share of masked frames.
     length : int

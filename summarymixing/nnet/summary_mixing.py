@@ -17,7 +17,7 @@ from summarymixing.nnet.masking import masked_mean, zero_padding
 
 
 def head_width(d_model: int, num_heads: int) -> int:
-    """Width of one head; ValueError when the heads do not divide the width."""
+    """Return the width of one head; ValueError if heads do not divide it."""
     if d_model < 1:
         raise ValueError(f"d_model ({d_model}) must be at least 1.")
     if num_heads < 1 or d_model % num_heads:
@@ -31,13 +31,12 @@ def head_width(d_model: int, num_heads: int) -> int:
 
 
 class HeadwiseLinear(nn.Module):
-    """A linear layer of its own for each head: a block-diagonal matrix.
+    """A separate linear layer for each head: a block-diagonal matrix.
 
     Arguments
     ---------
-    num_heads : int
-    d_in, d_out : int
-        Width of one head before and after.
+    num_heads, d_in, d_out : int
+        Number of heads, and width of one head before and after.
 
     Example
     -------
@@ -100,7 +99,7 @@ class SummaryMixing(nn.Module):
     ) -> None:
         super().__init__()
         if mode not in ("full", "lite"):
-            raise ValueError(f"mode is 'full' or 'lite', not {mode!r}.")
+            raise ValueError(f"mode must be 'full' or 'lite', not {mode!r}.")
         width = head_width(d_model, num_heads)
         self.num_heads, self.width, self.mode = num_heads, width, mode
         self.dropout = nn.Dropout(dropout)
@@ -111,29 +110,14 @@ class SummaryMixing(nn.Module):
             self.local_out = HeadwiseLinear(num_heads, width, width)
             self.combine_local = nn.Linear(d_model, d_model)
             self.combine_summary = nn.Linear(d_model, d_model, bias=False)
-            self._init_combiner()
-
-    def _init_combiner(self) -> None:
-        # The two halves are one matrix over 2 D inputs: its fan-in, its bound.
-        bound = 1 / math.sqrt(2 * self.combine_local.in_features)
-        nn.init.uniform_(self.combine_local.weight, -bound, bound)
-        nn.init.uniform_(self.combine_summary.weight, -bound, bound)
-        nn.init.zeros_(self.combine_local.bias)
+            # The halves of one matrix: its 2 D inputs give the bound.
+            bound = 1 / math.sqrt(2 * d_model)
+            nn.init.uniform_(self.combine_local.weight, -bound, bound)
+            nn.init.uniform_(self.combine_summary.weight, -bound, bound)
+            nn.init.zeros_(self.combine_local.bias)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Mix the frames of each utterance.
-
-        Arguments
-        ---------
-        x : Tensor, (B, T, D)
-        padding_mask : Tensor, bool, (B, T), or None
-            True on padding; what stands there never reaches a valid frame.
-
-        Returns
-        -------
-        Tensor, (B, T, D)
-            Zero on padding.
-        """
+        """Mix the frames x (B, T, D) of each utterance, see `Mixer`."""
         # NaN in padding would reach the gradient of the weights as 0 x NaN.
         x = zero_padding(x, padding_mask)
         by_head = x.reshape(-1, self.num_heads, self.width).transpose(0, 1)
@@ -150,7 +134,7 @@ class SummaryMixing(nn.Module):
     def _summarise(
         self, hidden: Tensor, x: Tensor, padding_mask: Tensor | None
     ) -> Tensor:
-        """Average of s(x_t): (H, B T, width) -> (B, D), in x's type."""
+        """Average s(x_t): (H, B T, width) -> (B, D), in the type of frames."""
         frames = F.gelu(self.summary_out(hidden))
         batch, length, d_model = x.shape
         # (H, B, T, width) -> (H B, T, width): the mask repeats for each head.
@@ -162,7 +146,7 @@ class SummaryMixing(nn.Module):
         return mean.reshape(batch, d_model)
 
     def _combine(self, local: Tensor, summary: Tensor, x: Tensor) -> Tensor:
-        """c([f, summary]) without the concatenation: (B, T, D)."""
+        """Compute c([f, summary]) without the concatenation: (B, T, D)."""
         local = local.transpose(0, 1).reshape(x.shape)
         shift = self.combine_summary(summary).unsqueeze(1)  # (B, 1, D)
         return F.gelu(self.combine_local(local) + shift)
