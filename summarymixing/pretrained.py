@@ -100,10 +100,10 @@ def load_encoder(
     """
     folder = Path(folder)
     config = read_config(folder)
-    architecture = dict(config["architecture"])
+    architecture = config["architecture"]
     try:
-        factory = mixer_from_description(architecture.pop("mixer"), mixer)
-        encoder = build(mixer=factory, **architecture)
+        factory = mixer_from_description(architecture["mixer"], mixer)
+        encoder = build(**{**architecture, "mixer": factory})
     except UserError as error:
         raise UserError(f"{folder / CONFIG_NAME}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

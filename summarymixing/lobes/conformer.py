@@ -7,7 +7,7 @@ Letters: B utterances, T frames, D width, L layers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -151,14 +151,14 @@ class ConformerEncoder(nn.Module):
 
     Arguments
     ---------
-    num_layers : int
-        Number L of layers.
-    d_model, d_ffn, kernel_size, mixer, dropout
-        Passed to every `ConformerEncoderLayer`.
+    num_layers, d_model : int
+        Number L of layers, and width D.
     layer_drop : float
         Probability in [0, 1) of leaving a layer out in training. A dropped
         layer gets gradients of zero, so DDP neither hangs nor needs
         `find_unused_parameters`.
+    layer
+        Keywords of every `ConformerEncoderLayer`.
 
     Example
     -------
@@ -173,11 +173,8 @@ class ConformerEncoder(nn.Module):
         *,
         num_layers: int = 12,
         d_model: int = 768,
-        mixer: MixerFactory = SummaryMixing,
-        d_ffn: int = 3072,
-        kernel_size: int = 31,
-        dropout: float = 0.1,
         layer_drop: float = 0.0,
+        **layer: Any,
     ) -> None:
         super().__init__()
         if not 0 <= layer_drop < 1:
@@ -185,14 +182,7 @@ class ConformerEncoder(nn.Module):
                 f"layer_drop ({layer_drop}) must be a probability below 1."
             )
         self.layers = nn.ModuleList(
-            ConformerEncoderLayer(
-                d_model,
-                mixer=mixer,
-                d_ffn=d_ffn,
-                kernel_size=kernel_size,
-                dropout=dropout,
-            )
-            for _ in range(num_layers)
+            ConformerEncoderLayer(d_model, **layer) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.layer_drop = layer_drop

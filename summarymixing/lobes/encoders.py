@@ -41,10 +41,9 @@ UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
 class LogMelEncoder(MelFilterbank):
     """Pairs of filterbank frames in place of an encoder.
 
-    It shows what a probe reaches without pre-training. There are no layers,
-    and so a single hidden state. The loudness of each utterance is removed,
-    but not the mean of each channel, without which heads that average over
-    time would see nothing.
+    It shows what a probe reaches without pre-training, from one hidden state.
+    The loudness of each utterance is removed, but not the mean of each
+    channel: heads that average over time would see nothing.
 
     Arguments
     ---------
@@ -123,10 +122,7 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
-        """Encode wavs (B, S) of relative lengths wav_lens (B,).
-
-        The hidden states are zero on padding.
-        """
+        """Encode wavs (B, S), wav_lens (B,) to states that are 0 on padding."""
         reduced = self.dtype != torch.float32
         with torch.autocast(wavs.device.type, self.dtype, enabled=reduced):
             out = self.inner(wavs, wav_lens)

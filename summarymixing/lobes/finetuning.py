@@ -193,10 +193,8 @@ def with_regularisation(
     >>> with_regularisation(encoder, layer_drop=0.5).conformer.layer_drop
     0.5
     """
-    given = {"dropout": dropout, "layer_drop": layer_drop}
     changed = encoder.untrained_twin(
-        mixer_dropout=mixer_dropout,
-        **{name: v for name, v in given.items() if v is not None},
+        dropout=dropout, layer_drop=layer_drop, mixer_dropout=mixer_dropout
     )
     changed.load_state_dict(encoder.state_dict())
     return changed

@@ -135,9 +135,8 @@ class LSTMHead(nn.Module):
 class ContextNetHead(nn.Module):
     """SpeechBrain's ContextNet at the full frame rate, and a linear layer.
 
-    Its batch norms and squeeze-and-excitation average over padding too, as
-    they do in MP3S: batches of similar length matter, and tests run without
-    padding.
+    As in MP3S, its batch norms and squeeze-and-excitation average over padding
+    too: batches of similar length matter, and tests run without padding.
 
     Arguments
     ---------

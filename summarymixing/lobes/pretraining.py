@@ -182,15 +182,11 @@ class Wav2Vec2Pretraining(nn.Module):
             span_mask=masked.span_mask,
             layer_drop_seed=layer_drop_seed,
         )
-        context = self.project(
-            encoded.output.flatten(0, 1).index_select(0, masked.frames)
+        context, latents = (
+            x.flatten(0, 1).index_select(0, masked.frames)
+            for x in (encoded.output, latents)
         )
-        return self._losses(
-            context,
-            latents.flatten(0, 1).index_select(0, masked.frames),
-            masked,
-            temperature,
-        )
+        return self._losses(self.project(context), latents, masked, temperature)
 
     def _losses(
         self,

@@ -146,7 +146,7 @@ class Wav2Vec2Encoder(nn.Module):
         return load_encoder(cls, folder, mixer=mixer).to(device).eval()
 
     def untrained_twin(
-        self, *, mixer_dropout: float | None = None, **changes: float
+        self, *, mixer_dropout: float | None = None, **changes: float | None
     ) -> Wav2Vec2Encoder:
         """Return an encoder of the same architecture with random weights.
 
@@ -155,14 +155,14 @@ class Wav2Vec2Encoder(nn.Module):
         mixer_dropout : float, optional
             Dropout of the mixers; None keeps theirs. TypeError if they have
             no such keyword.
-        changes : float
-            Other values for keywords of the constructor.
+        changes : float, optional
+            Other values for keywords of the constructor; None keeps the old.
         """
         mixer: Any = self.mixer
         if mixer_dropout is not None:
             mixer = partial(mixer, dropout=mixer_dropout)
-        config = {**self.config, **changes, "mixer": mixer}
-        return Wav2Vec2Encoder(**config)
+        changed = {k: v for k, v in changes.items() if v is not None}
+        return Wav2Vec2Encoder(**{**self.config, **changed, "mixer": mixer})
 
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         """Encode audio.

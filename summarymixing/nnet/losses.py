@@ -41,11 +41,9 @@ def draw_negatives(
             [0, 0, 0]])
     """
     own = torch.arange(num_masked, device=rng.device).unsqueeze(1)
+    shape = num_masked, num_negatives
     drawn = torch.randint(
-        num_masked - 1,
-        (num_masked, num_negatives),
-        generator=rng,
-        device=rng.device,
+        num_masked - 1, shape, generator=rng, device=rng.device
     )
     return drawn + (drawn >= own)  # skip the frame itself
 

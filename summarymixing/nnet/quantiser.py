@@ -90,34 +90,24 @@ class GumbelQuantiser(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = self.to_logits(x.to(self.codebook.dtype))
             logits = logits.view(-1, self.num_groups, self.num_codes)
-            return self._choose(logits, gumbel, temperature)
-
-    def _choose(
-        self, logits: Tensor, gumbel: Tensor | None, temperature: float
-    ) -> Quantised:
-        noisy = logits if gumbel is None else logits + gumbel
-        codes = noisy.argmax(dim=-1)  # (N, G)
+            noisy = logits if gumbel is None else logits + gumbel
+            codes = noisy.argmax(dim=-1)  # (N, G)
+            weights = F.one_hot(codes, self.num_codes).to(logits.dtype)
+            if gumbel is not None:
+                soft = (noisy / temperature).softmax(dim=-1)
+                weights = weights - soft.detach() + soft
+            # A product, not an index: it carries the softmax's gradient.
+            chosen = torch.einsum("ngv,gvd->ngd", weights, self.codebook)
+            targets = self.project(chosen.flatten(1))
         # Perplexity counts the choice without noise, as in the stock recipe.
         choice = logits.argmax(dim=-1)
-        weights = F.one_hot(codes, self.num_codes).to(logits.dtype)
-        if gumbel is not None:
-            soft = (noisy / temperature).softmax(dim=-1)
-            weights = weights - soft.detach() + soft
-        # A product, not an index: it carries the gradient of the softmax.
-        chosen = torch.einsum("ngv,gvd->ngd", weights, self.codebook)
+        groups = torch.arange(self.num_groups, device=x.device)
         return Quantised(
-            targets=self.project(chosen.flatten(1)),
-            code_ids=self._joint_ids(codes),
+            targets=targets,
+            code_ids=(codes * self.num_codes**groups).sum(dim=1),
             probability_sums=logits.softmax(dim=-1).sum(dim=0),
             code_counts=F.one_hot(choice, self.num_codes).sum(dim=0),
         )
-
-    def _joint_ids(self, codes: Tensor) -> Tensor:
-        """Number the combination of codes: (N, G) -> (N,)."""
-        ids = codes[:, -1]
-        for group in reversed(range(self.num_groups - 1)):
-            ids = ids * self.num_codes + codes[:, group]
-        return ids
 
 
 def gumbel_noise(
