@@ -48,7 +48,7 @@ The code of summarymixing is Apache-2.0. {licence}
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Describe an encoder by what its encoder.json says, and no more.
+    """Describe an encoder in markdown, with YAML front matter for hubs.
 
     What users wrote into `trained_on` stays text: it is neither markdown,
     HTML nor YAML.
@@ -58,11 +58,6 @@ def model_card(config: Mapping[str, Any]) -> str:
     config : mapping
         The content of encoder.json. The card shows the numbers in
         `trained_on` and `licence`, the licence of the weights.
-
-    Returns
-    -------
-    str
-        Markdown with YAML front matter.
     """
     architecture, trained_on = config["architecture"], config["trained_on"]
     path = architecture["mixer"]["class"]

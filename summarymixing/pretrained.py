@@ -84,7 +84,7 @@ def load_encoder(
     *,
     mixer: MixerFactory | None = None,
 ) -> Encoder:
-    """Load an encoder; the work of `Wav2Vec2Encoder.from_pretrained`.
+    """Load an encoder on the CPU, in train mode, for `from_pretrained`.
 
     Arguments
     ---------
@@ -92,11 +92,6 @@ def load_encoder(
         The class of the encoder, called with its architecture.
     folder, mixer
         As in `Wav2Vec2Encoder.from_pretrained`, with the same errors.
-
-    Returns
-    -------
-    Encoder
-        The encoder, on the CPU and in train mode.
     """
     folder = Path(folder)
     config = read_config(folder)

@@ -96,7 +96,7 @@ class HuggingFaceEncoder(nn.Module):
 
 
 def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:
-    """Give each utterance mean 0 and variance 1 over its own samples.
+    """Give each utterance mean 0, variance 1 and zero padding: (B, S).
 
     Arguments
     ---------
@@ -104,11 +104,6 @@ def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:
         Samples, zero on padding.
     beyond_end : Tensor, bool, (B, S)
         True on padding.
-
-    Returns
-    -------
-    Tensor, (B, S)
-        Normalised samples, zero on padding.
     """
     wavs = wavs - masked_mean(wavs.unsqueeze(-1), beyond_end)
     variance = masked_mean(wavs.square().unsqueeze(-1), beyond_end)
