@@ -57,7 +57,8 @@ def open_atomically(
             return
         if target.exists():
             os.close(os.open(target, os.O_WRONLY))  # a rename needs no right
-        _remove_leftovers(target)
+        if durable:  # what can be made again may lie among a million files
+            _remove_leftovers(target)
         aside, descriptor = _create_aside(target)
         try:
             with open(descriptor, **options) as file:
