@@ -302,10 +302,12 @@ def _print_help(file: str | None) -> None:
         return
     print(_usage())
     print(sys.modules["__main__"].__doc__ or "")
+    options = RUN_OPTIONS
     if file is None:
         print("Give a FILE.yaml to see its keys.")
     else:
         recipe = HparamsFile.read(Path(file))
         print(f"Keys of {recipe.path}, by the file that gives the value\n")
         print(recipe.describe())
-    print(f"\nSpeechBrain's run options: {', '.join(sorted(RUN_OPTIONS))}")
+        options = RUN_OPTIONS - recipe.tree.keys()  # the recipe's go first
+    print(f"\nSpeechBrain's run options: {', '.join(sorted(options))}")
