@@ -4,7 +4,7 @@
     librispeech: /corpora/LibriSpeech
     iemocap:
       source: /corpora/IEMOCAP_improvised
-      options: [--expected_utterances=0]
+      options: [--overwrite]
     my_corpus:
       manifests: /scratch/manifests/mine  # prepared already: needs no source
 
