@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import glob
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -98,6 +99,12 @@ def _remove_leftovers(target: Path) -> None:
         with suppress(OSError), open(aside, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             aside.unlink()
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV so that a reader never sees half of it."""
+    with open_atomically(path) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from summarymixing.errors import UserError
-from summarymixing.files import open_atomically
+from summarymixing.files import write_csv
 
 COLUMNS = ("id", "path", "segments", "duration")
 
@@ -139,13 +139,10 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
     if first is None:
         raise ValueError(f"No rows to write into {path}.")
     label_names = tuple(first.labels)
-    with open_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS + label_names)
-        writer.writerows(
-            _row_to_fields(row, label_names)
-            for row in chain([first], row_iterator)
-        )
+    fields = (
+        _row_to_fields(row, label_names) for row in chain([first], row_iterator)
+    )
+    write_csv(path, chain([COLUMNS + label_names], fields))
     return path
 
 

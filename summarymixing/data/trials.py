@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from summarymixing.errors import UserError
-from summarymixing.files import open_atomically
+from summarymixing.files import write_csv
 
 TRIALS_NAME = "trials.csv"
 
@@ -39,10 +39,7 @@ def write_trials(path: Path, trials: Sequence[Trial]) -> None:
     trials : Sequence of Trial
         The trials, in the order of the file.
     """
-    with open_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Trial._fields)
-        writer.writerows(trials)
+    write_csv(path, [Trial._fields, *trials])
 
 
 def read_trials(path: Path) -> list[Trial]:

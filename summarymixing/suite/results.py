@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from summarymixing.files import open_atomically
+from summarymixing.files import write_csv
 from summarymixing.suite.commands import (
     LOG_NAME,
     RECORD_NAME,
@@ -163,12 +162,6 @@ def _place(task: BenchmarkTask) -> tuple[int, str]:
     return names.index(task.name) if known else len(names), task.title
 
 
-def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as a CSV file, which is whole or not there."""
-    with open_atomically(path) as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
 def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:
     """Write every number, one in a line, as pandas likes it.
 
@@ -192,7 +185,7 @@ def write_long_csv(path: Path, results: Sequence[RunResult]) -> None:
             rows.append((*about, split, metric, value, *interval))
         if r.metrics is None:
             rows.append((*about, "", "", "", "", ""))
-    write_rows(path, rows)
+    write_csv(path, rows)
 
 
 def write_layer_csv(path: Path, results: Sequence[RunResult]) -> None:
@@ -203,7 +196,7 @@ def write_layer_csv(path: Path, results: Sequence[RunResult]) -> None:
         for r in results
         for layer, weight in enumerate(r.layer_weights())
     )
-    write_rows(path, [header, *rows])
+    write_csv(path, [header, *rows])
 
 
 def mean_layer_weights(

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from summarymixing.files import write_csv
 from summarymixing.suite.results import (
     Interval,
     RunResult,
     tasks_of,
-    write_rows,
 )
 from summarymixing.suite.tasks import PAPER_COLUMNS, BenchmarkTask
 
@@ -302,7 +302,7 @@ class Table:
             for value in row.cells:
                 line += [value, NO_VALUE, NO_VALUE, NO_VALUE]
             lines.append(line + [NO_VALUE] * (len(header) - len(line)))
-        write_rows(path, lines)
+        write_csv(path, lines)
 
 
 def _best(task: BenchmarkTask, cells: Sequence[TableCell]) -> list[TableCell]:
