@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "data": GROUND | {"nnet"},
     "pretrained": GROUND | {"nnet", "model_card"},
     "lobes": GROUND | {"nnet", "data", "pretrained"},
+    "cost": GROUND | {"nnet", "data", "lobes"},
     "miniature": GROUND | {"data"},
     "run": GROUND | {"data", "nnet"},
     "suite": GROUND | {"run", "data", "html_page"},
