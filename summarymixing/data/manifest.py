@@ -8,10 +8,7 @@ Columns: `id,path,segments,duration`, then label columns. `segments` holds
 from __future__ import annotations
 
 import csv
-import io
-import math
 import os
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,18 +17,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from summarymixing.data.manifest_reader import (
+    COLUMNS,
+    ManifestReader,
+    ManifestText,
+    Segments,
+    parse_record,
+    parse_segments,
+)
 from summarymixing.errors import UserError
 from summarymixing.files import write_csv
 
-COLUMNS = ("id", "path", "segments", "duration")
-
 # Times are written with 6 decimals: a sixteenth of a sample at 16 kHz.
 TIME_DECIMALS = 6
-
-# `duration` may have been rounded by hand, but not belong to other segments.
-DURATION_TOLERANCE_S = 0.05
-
-Segments = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,41 +79,6 @@ def format_segments(segments: Segments) -> str:
         f"{_format_time(start)}-{_format_time(stop)}"
         for start, stop in segments
     )
-
-
-def parse_segments(text: str) -> Segments:
-    """Read the text of a `segments` column.
-
-    Arguments
-    ---------
-    text : str
-        For example "12.34-20.5;21-30.25", or nothing.
-
-    Returns
-    -------
-    tuple of (float, float)
-        (start, stop) in seconds.
-
-    Raises
-    ------
-    ValueError
-        Where the text is not a list of `start-stop` with 0 <= start < stop.
-
-    Example
-    -------
-    >>> parse_segments("12.34-20.5;21-30.25")
-    ((12.34, 20.5), (21.0, 30.25))
-    """
-    if not text:
-        return ()
-    segments = []
-    for pair in text.split(";"):
-        start_text, _, stop_text = pair.partition("-")
-        start, stop = float(start_text), float(stop_text)
-        if not 0 <= start < stop < math.inf:
-            raise ValueError(f"{pair!r} is not 0 <= start < stop")
-        segments.append((start, stop))
-    return tuple(segments)
 
 
 def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
@@ -186,21 +149,20 @@ def relocate_manifest(path: Path, old_prefix: str, new_prefix: str) -> int:
 class Manifest:
     """The rows of a manifest, packed.
 
-    The text of the file is kept as one `bytes` with an array of offsets, and
-    a row is parsed when it is asked for: there is no Python object per row,
-    so millions of rows fit, and the worker processes of a data loader share
-    them instead of copying them page by page as reference counts change.
+    A row is read from the file and parsed when it is asked for. In memory
+    are only two arrays, which all processes of a machine share where the
+    manifest is large: there is no Python object per row, so millions of rows
+    fit, and the workers of a data loader do not copy them page by page as
+    reference counts change.
 
     Arguments
     ---------
-    path : Path
-        Where the manifest was read from.
+    text : ManifestText
+        The CSV file, open.
     label_names : tuple of str
         Names of the label columns.
-    text : bytes
-        The CSV file.
-    starts : np.ndarray, int64, (rows + 1,)
-        Offset of each row in `text`, and the end.
+    starts, stops : np.ndarray, int64, (rows,)
+        Where each row begins and ends in the file.
     durations : np.ndarray, float64, (rows,)
         Seconds.
 
@@ -221,18 +183,18 @@ class Manifest:
 
     def __init__(
         self,
-        path: Path,
+        text: ManifestText,
         label_names: tuple[str, ...],
         *,
-        text: bytes,
         starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
         durations: NDArray[np.float64],
     ) -> None:
-        self.path = path
+        self.path = text.path
         self.label_names = label_names
         self.durations = durations
         self._text = text
-        self._starts = starts
+        self._starts, self._stops = starts, stops
 
     @classmethod
     def read(cls, path: Path, required_labels: Sequence[str] = ()) -> Manifest:
@@ -256,7 +218,15 @@ class Manifest:
             Missing or empty file, missing column, duplicate id, malformed
             number or line; names the file and the line.
         """
-        return _ManifestReader(Path(path)).read(required_labels)
+        reader = ManifestReader(Path(path))
+        text, (starts, durations) = reader.read(required_labels)
+        return Manifest(
+            text,
+            reader.label_names,
+            starts=starts[:-1],
+            stops=starts[1:],
+            durations=durations,
+        )
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -271,18 +241,26 @@ class Manifest:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.path}")
         index %= len(self)
-        start, stop = self._starts[index], self._starts[index + 1]
-        record = self._text[start:stop].decode()
-        fields = next(csv.reader(io.StringIO(record, newline="")))
-        return Row(
-            id=fields[0],
-            path=fields[1],
-            segments=parse_segments(fields[2]),
-            duration=float(self.durations[index]),
-            labels=dict(
-                zip(self.label_names, fields[len(COLUMNS) :], strict=True)
-            ),
-        )
+        duration = float(self.durations[index])
+        try:
+            record = self._text.read(
+                int(self._starts[index]), int(self._stops[index])
+            )
+            row_id, path, segments, seconds, *labels = parse_record(record)
+            if float(seconds) != duration:
+                raise ValueError("another row")
+            return Row(
+                id=row_id,
+                path=path,
+                segments=parse_segments(segments),
+                duration=duration,
+                labels=dict(zip(self.label_names, labels, strict=True)),
+            )
+        except (ValueError, csv.Error, OSError) as error:
+            raise UserError(
+                f"The manifest {self.path} changed while it was in use (row "
+                f"{index + 1}: {error}). Start again with the new one."
+            ) from error
 
     def where(self, keep: Callable[[Row], bool]) -> Manifest:
         """Return the manifest of some rows; UserError if none is left.
@@ -306,13 +284,11 @@ class Manifest:
                 "used here. Prepare the whole corpus, or loosen the limits of "
                 "the task."
             )
-        starts = self._starts
-        records = [self._text[starts[i] : starts[i + 1]] for i in kept]
         return Manifest(
-            self.path,
+            self._text,
             self.label_names,
-            text=b"".join(records),
-            starts=np.cumsum([0, *map(len, records)]),
+            starts=self._starts[kept],
+            stops=self._stops[kept],
             durations=self.durations[kept],
         )
 
@@ -341,158 +317,6 @@ class Manifest:
                 f"run: python recipes/prepare.py relocate {self.path} "
                 "OLD_PREFIX NEW_PREFIX"
             )
-
-
-class _ManifestReader:
-    """Checks a manifest line by line and packs it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.line = 0  # of the line read last, from 1
-        self.position = 0  # bytes read so far
-
-    def read(self, required_labels: Sequence[str]) -> Manifest:
-        """Return the manifest, or raise `UserError`."""
-        text = self._read_bytes()
-        records = csv.reader(self._lines(text), strict=True)
-        try:
-            label_names = self._check_header(next(records, []), required_labels)
-            starts, durations, hashes = self._read_rows(records)
-        except csv.Error as error:
-            raise self._error(f"malformed CSV ({error})") from error
-        if not durations:
-            raise UserError(
-                f"{self.path} has a header but no rows. Prepare the corpus "
-                "again; its report.json says what was dropped."
-            )
-        manifest = Manifest(
-            self.path,
-            label_names,
-            text=text,
-            starts=np.frombuffer(starts, dtype=np.int64),
-            durations=np.frombuffer(durations, dtype=np.float64),
-        )
-        self._check_ids(manifest, text, np.frombuffer(hashes, dtype=np.int64))
-        return manifest
-
-    def _read_bytes(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError as error:
-            raise UserError(
-                f"There is no manifest {self.path}. Make it with "
-                "`python recipes/prepare.py CORPUS SOURCE MANIFESTS` "
-                "(--help lists the corpora)."
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"Cannot read the manifest {self.path}: {error.strerror}. "
-                "Give the path of a readable CSV file."
-            ) from error
-
-    def _lines(self, text: bytes) -> Iterator[str]:
-        """Yield lines, keeping count of lines and bytes."""
-        for raw in io.BytesIO(text):
-            self.line += 1
-            self.position += len(raw)
-            try:
-                # Spreadsheets put a byte-order mark before the first line.
-                yield raw.decode("utf-8-sig" if self.line == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise self._error("not UTF-8 text") from error
-
-    def _check_header(
-        self, header: Sequence[str], required_labels: Sequence[str]
-    ) -> tuple[str, ...]:
-        """Return the names of the label columns."""
-        if not header:
-            raise UserError(
-                f"The manifest {self.path} is empty. Prepare the corpus again."
-            )
-        if tuple(header[: len(COLUMNS)]) != COLUMNS:
-            raise self._error(
-                f"the first columns are {','.join(header[: len(COLUMNS)])}; "
-                f"expected {','.join(COLUMNS)}"
-            )
-        label_names = tuple(header[len(COLUMNS) :])
-        if len(set(header)) < len(header):
-            raise self._error("a column name occurs twice")
-        missing = [name for name in required_labels if name not in label_names]
-        if missing:
-            raise UserError(
-                f"{self.path} lacks the column {', '.join(missing)}; it has "
-                f"{','.join(header)}. Give the manifest of a corpus with "
-                "these labels, or prepare it again."
-            )
-        self.num_columns = len(header)
-        return label_names
-
-    def _read_rows(
-        self, records: Iterator[list[str]]
-    ) -> tuple[array[int], array[float], array[int]]:
-        """Return the offsets, durations and id hashes of all rows."""
-        starts, durations, hashes = array("q"), array("d"), array("q")
-        start = self.position
-        for fields in records:
-            if fields:  # [] is an empty line
-                durations.append(self._check_row(fields))
-                hashes.append(hash(fields[0]))
-                starts.append(start)
-            start = self.position
-        starts.append(self.position)
-        return starts, durations, hashes
-
-    def _check_row(self, fields: Sequence[str]) -> float:
-        """Return the duration of a row in seconds."""
-        if len(fields) != self.num_columns:
-            raise self._error(
-                f"{len(fields)} fields; the header has {self.num_columns}"
-            )
-        row_id, path, segments_text, duration_text = fields[:4]
-        if not row_id or not path.startswith("/"):
-            raise self._error(
-                f"id {row_id!r}, path {path!r}: the id must not be empty, "
-                "and the path must be absolute"
-            )
-        try:
-            duration = float(duration_text)
-            segments = parse_segments(segments_text)
-        except ValueError as error:
-            raise self._error(f"malformed number: {error}") from error
-        if not 0 < duration < math.inf:
-            raise self._error(f"duration {duration_text!r} is not positive")
-        if segments:
-            total = sum(stop - start for start, stop in segments)
-            if abs(total - duration) > DURATION_TOLERANCE_S:
-                raise self._error(
-                    f"duration is {duration:g} s, but the segments sum to "
-                    f"{total:g} s"
-                )
-        return duration
-
-    def _check_ids(
-        self, manifest: Manifest, text: bytes, hashes: NDArray[np.int64]
-    ) -> None:
-        """Compare ids by hash first: a set of them all would not fit."""
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(np.diff(hashes[order]) == 0)
-        for first, second in zip(order[same], order[same + 1], strict=True):
-            row_id = manifest[int(first)].id
-            if row_id == manifest[int(second)].id:
-                lines = [
-                    text.count(b"\n", 0, int(manifest._starts[i])) + 1
-                    for i in (first, second)
-                ]
-                self.line = lines[1]
-                raise self._error(
-                    f"id {row_id!r} is already used in line {lines[0]}"
-                )
-
-    def _error(self, what: str) -> UserError:
-        return UserError(
-            f"{self.path}, line {self.line}: {what}. Correct the line or "
-            "prepare the corpus again."
-        )
 
 
 def _format_time(seconds: float) -> str:

@@ -145,7 +145,7 @@ def test_files_edited_in_a_spreadsheet_are_read(tmp_path):
     assert row.labels == {"text": "HI"} and row.duration == 2.5
 
 
-def test_a_manifest_costs_little_more_than_its_text(tmp_path):
+def test_a_manifest_costs_little_memory(tmp_path):
     count = 5000
     path = write_manifest(tmp_path / "m.csv", make_rows(count, text="T"))
     Manifest.read(path)  # whatever is allocated once
@@ -154,7 +154,7 @@ def test_a_manifest_costs_little_more_than_its_text(tmp_path):
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(manifest) == count
-    assert used - path.stat().st_size < 50 * count
+    assert used < 20 * count
 
 
 def test_a_failed_writing_leaves_the_previous_file(tmp_path):
