@@ -26,17 +26,51 @@ from summarymixing.nnet.randomness import derive_seed
 # What asks a run to save and stop; see `run.stopping.StopRequests`.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-# Neighbouring buckets differ by this ratio of durations: at most 4 % padding.
+# Utterances may be batched together if their durations differ by this ratio at
+# most. Where they are many, the nearest of this many batches suffice.
 BUCKET_RATIO = 1.04
+BUCKET_BATCHES = 100
+
+
+class Batches:
+    """The batches of an epoch, held as two arrays.
+
+    Arguments
+    ---------
+    utterances : array of int, (N,)
+        Indices of utterances; those of a batch follow each other.
+    starts, stops : arrays of int, (number of batches,)
+        Where each batch begins and ends in `utterances`.
+    """
+
+    def __init__(
+        self,
+        utterances: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+    ) -> None:
+        self._utterances, self._starts, self._stops = utterances, starts, stops
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> list[int]:
+        """Return a batch, as indices of utterances."""
+        # Beyond the end numpy raises the IndexError that ends an iteration.
+        start, stop = self._starts[number], self._stops[number]
+        batch: list[int] = self._utterances[start:stop].tolist()
+        return batch
 
 
 class BatchPlan:
     """Group utterances of similar length into batches.
 
-    Utterances are sorted into buckets of similar duration; what does not
-    fill a batch of one bucket goes on to the next longer one, so that an
-    epoch has one batch, at most, that is not full. The number of batches is
-    the same for every epoch.
+    A batch of n utterances is full where they last max_batch_seconds / n. So
+    buckets of similar duration end there, as far as their width allows; what
+    does not fill a batch of one bucket goes on to the next longer one, and an
+    epoch has one batch, at most, that lacks an utterance. The number of
+    batches is the same for every epoch.
 
     Arguments
     ---------
@@ -62,6 +96,9 @@ class BatchPlan:
     (2, [2, 2])
     """
 
+    # Counts up where the same settings make other batches by seconds.
+    VERSION = 2
+
     def __init__(
         self,
         durations: Sequence[float] | NDArray[np.float64],
@@ -76,73 +113,79 @@ class BatchPlan:
             raise ValueError("Give either max_batch_seconds or batch_size.")
         if order not in ("random", "ascending"):
             raise ValueError(f"order is 'random' or 'ascending', not {order}.")
-        self.durations = np.asarray(durations, dtype=np.float64)
         self.seed, self.order = seed, order
-        self.smallest_batch = smallest_batch
-        self._ascending = np.argsort(self.durations, kind="stable")
+        durations = np.asarray(durations, dtype=np.float64)
+        ascending = np.argsort(durations, kind="stable")
+        self._ascending = ascending.astype(np.int32)
         if max_batch_seconds is not None:
-            self._check_longest(max_batch_seconds)
-        self._buckets = list(self._make_buckets(max_batch_seconds, batch_size))
-        self._len = len(self._cut(self._ascending))
-
-    def _check_longest(self, max_batch_seconds: float) -> None:
-        longest = int(self._ascending[-1])
-        if self.durations[longest] > max_batch_seconds:
-            raise UserError(
-                f"utterance {longest + 1} of the manifest lasts "
-                f"{self.durations[longest]:.1f} s, longer than a whole batch "
-                f"(max_batch_seconds: {max_batch_seconds:g}). Raise "
-                f"--max_batch_seconds to at least "
-                f"{np.ceil(self.durations[longest]):.0f}, or prepare the "
-                f"corpus with a smaller maximum length."
-            )
-
-    def _make_buckets(
-        self, max_batch_seconds: float | None, batch_size: int | None
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, stop, batch size) over the ascending order."""
-        total = len(self.durations)
-        if max_batch_seconds is None:
+            _check_longest(durations, ascending[-1], max_batch_seconds)
+            ordered = durations[ascending]
+            self._buckets = list(_make_buckets(ordered, max_batch_seconds))
+        else:
             # One bucket: only the order decides who is with whom.
-            yield 0, total, int(batch_size or 1)
-            return
-        ordered = self.durations[self._ascending]
-        start = 0
-        while start < total:
-            limit = max(ordered[start], 0.1) * BUCKET_RATIO
-            stop = int(np.searchsorted(ordered, limit, side="right"))
-            yield start, stop, int(max_batch_seconds / ordered[stop - 1])
-            start = stop
+            self._buckets = [(0, len(durations), int(batch_size or 1))]
+        self._bounds = self._cut(smallest_batch)
+
+    def _cut(self, smallest_batch: int) -> NDArray[np.int64]:
+        """Return where each batch begins in an order, and the last one ends."""
+        bounds, total = [0], len(self._ascending)
+        for _, stop, size in self._buckets:
+            bounds.extend(range(bounds[-1] + size, stop + 1, size))
+        if len(bounds) > 1 and total - bounds[-1] < smallest_batch:
+            bounds[-1] = total
+        elif total > bounds[-1]:
+            bounds.append(total)
+        return np.array(bounds)
 
     def __len__(self) -> int:
         """Return the number of batches in every epoch."""
-        return self._len
+        return len(self._bounds) - 1
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batches(self, epoch: int) -> Batches:
         """Return the batches of an epoch, as indices into `durations`."""
+        starts, stops = self._bounds[:-1], self._bounds[1:]
         if self.order == "ascending":
-            return self._cut(self._ascending)
+            return Batches(self._ascending, starts, stops)
         rng = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
         order = self._ascending.copy()
         for start, stop, _ in self._buckets:
             rng.shuffle(order[start:stop])
-        batches = self._cut(order)
-        rng.shuffle(batches)
-        return batches
+        numbers = np.arange(len(self))
+        rng.shuffle(numbers)
+        return Batches(order, starts[numbers], stops[numbers])
 
-    def _cut(self, order: NDArray[np.int64]) -> list[list[int]]:
-        batches: list[list[int]] = []
-        left_over = order[:0]
-        for start, stop, size in self._buckets:
-            waiting = np.concatenate([left_over, order[start:stop]])
-            full = len(waiting) // size * size
-            batches += waiting[:full].reshape(-1, size).tolist()
-            left_over = waiting[full:]
-        if batches and len(left_over) < self.smallest_batch:
-            batches[-1] += left_over.tolist()
-        elif len(left_over):
-            batches.append(left_over.tolist())
-        return batches
+
+def _check_longest(
+    durations: NDArray[np.float64], longest: int, max_batch_seconds: float
+) -> None:
+    if durations[longest] > max_batch_seconds:
+        raise UserError(
+            f"utterance {longest + 1} of the manifest lasts "
+            f"{durations[longest]:.1f} s, longer than a whole batch "
+            f"(max_batch_seconds: {max_batch_seconds:g}). Raise "
+            f"--max_batch_seconds to at least "
+            f"{np.ceil(durations[longest]):.0f}, or prepare the "
+            f"corpus with a smaller maximum length."
+        )
+
+
+def _make_buckets(
+    ordered: NDArray[np.float64], max_batch_seconds: float
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, batch size) over durations in ascending order."""
+    start, total = 0, len(ordered)
+    while start < total:
+        shortest = max(ordered[start], 0.1)
+        limit = min(shortest * BUCKET_RATIO, max_batch_seconds)
+        # The longest duration within the limit that fills a batch exactly.
+        full = max_batch_seconds / np.ceil(max_batch_seconds / limit)
+        if full >= shortest:
+            limit = full
+        stop = int(np.searchsorted(ordered, limit, side="right"))
+        most = BUCKET_BATCHES * int(max_batch_seconds / limit)
+        stop = min(stop, start + most)
+        yield start, stop, int(max_batch_seconds / ordered[stop - 1])
+        start = stop
 
 
 class EpochBatchSampler(Sampler[list[int]]):
@@ -241,7 +284,7 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
         self.plan, self.rank, self.world_size = plan, rank, world_size
         self.accumulation = accumulation
         self._range = range(0)
-        self._cached: tuple[int, list[list[int]]] = (-1, [])
+        self._cached: tuple[int, Batches] | None = None
 
     def set_range(self, start: int, stop: int) -> None:
         """Choose the updates [start, stop) that come next."""
@@ -256,7 +299,7 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
         for step in self._range:
             number = step * self.world_size + self.rank
             epoch, position = divmod(number, len(self.plan))
-            if self._cached[0] != epoch:
+            if self._cached is None or self._cached[0] != epoch:
                 self._cached = epoch, self.plan.batches(epoch)
             batch = self._cached[1][position]
             yield [EpochIndex(epoch, index) for index in batch]

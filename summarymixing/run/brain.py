@@ -127,6 +127,7 @@ class ResumableBrain(sb.Brain):
         """Warn of other batches than before, or refuse them."""
         # Version 0.1.0 called them units, where they were fixed.
         saved = last.meta.get("batches", last.meta.get("units", {}))
+        saved = {"batch_plan": 1, **saved}  # the first was not written down
         changes = ", ".join(
             f"{name} was {saved[name]:g} and is {value:g}"
             for name, value in self.describe_batches().items()

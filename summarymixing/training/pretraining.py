@@ -16,6 +16,7 @@ import torch.distributed as dist
 from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
 
+from summarymixing.data.batching import BatchPlan
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import FRAMES_PER_SECOND
 from summarymixing.lobes.pretraining import PretrainingOutput
@@ -121,6 +122,7 @@ class PretrainingBrain(ResumableBrain):
             "processes": self.world_size,
             "max_batch_seconds": h.max_batch_seconds,
             "accumulation": h.accumulation,
+            "batch_plan": BatchPlan.VERSION,
         }
 
     def _compile(self) -> None:

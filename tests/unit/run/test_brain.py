@@ -113,6 +113,18 @@ def test_other_batches_are_refused_or_told(tmp_path, caplog, reason):
         assert "size was 1 and is 2. The run is not" in caplog.text
 
 
+def test_a_run_that_began_with_the_first_batch_plan_is_told(tmp_path, caplog):
+    class Now(NumberBrain):
+        batches = {"size": 1, "batch_plan": 2}
+
+    fit(tmp_path, 1.0)  # says nothing of its plan, as checkpoints once did
+    fit(tmp_path, 1.0, kind=Now)
+    assert "batch_plan was 1 and is 2. The run is not" in caplog.text
+    caplog.clear()
+    fit(tmp_path, 1.0, kind=Now)
+    assert "batch_plan" not in caplog.text
+
+
 def test_further_loggers_get_every_stage_that_they_know(tmp_path):
     from speechbrain.utils.train_logger import TrainLogger
 
