@@ -164,9 +164,7 @@ class FineTuningBrain(TaskBrain):
     def init_optimizers(self) -> None:
         """AdamW over all that will learn at some time."""
         self.optimizer = make_optimizer(
-            self.hparams.optimizer,
-            learning_groups(self.model),
-            on_gpu=self.device_type == "cuda",
+            self.hparams.optimizer, learning_groups(self.model)
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)

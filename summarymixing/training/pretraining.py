@@ -85,7 +85,6 @@ class PretrainingBrain(ResumableBrain):
         # the range of fp16, and put right when the update is complete.
         self.nominal_frames = h.max_batch_seconds * FRAMES_PER_SECOND
         self.update_frames = torch.zeros((), device=self.device).double()
-        self.stop_after_update = False
         self.unreadable = self.utterances = 0
         self.shown_loss = 0.0
         self._open_window()
@@ -141,9 +140,7 @@ class PretrainingBrain(ResumableBrain):
     def init_optimizers(self) -> None:
         """Keep weight decay off norms, biases and the mask embedding."""
         self.optimizer = make_optimizer(
-            self.hparams.optimizer,
-            parameter_groups(self.model),
-            on_gpu=self.device_type == "cuda",
+            self.hparams.optimizer, parameter_groups(self.model)
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)
@@ -206,35 +203,36 @@ class PretrainingBrain(ResumableBrain):
     def optimizers_step(self) -> None:
         """Make an update; log it and stop after it where that is due."""
         super().optimizers_step()
-        # Checkpoints count hours, up to the last entry of the log.
-        due = self.optimizer_step % self.hparams.log_every_updates == 0
-        if due or self.stop_after_update:
+        if self.optimizer_step % self.hparams.log_every_updates == 0:
             self._log_train()
-        if self.stop_after_update:
-            self.save_checkpoint({})
-            raise Stopped
+        self._stop_if_asked()
 
-    def normalise_gradients(self) -> None:
+    def _stop_if_asked(self) -> None:
+        if not self.stop_after_update:
+            return
+        # Checkpoints count hours, up to the last entry of the log.
+        if self.optimizer_step > self.window.update:
+            self._log_train()
+        self.save_checkpoint({})
+        raise Stopped
+
+    def gradient_factor(self) -> Tensor:
         """Turn sums into means over the frames of the update, everywhere.
 
         DDP has averaged over processes. Whether any process was asked to stop
         rides on the same collective.
         """
-        stop = self.update_frames.new_tensor(float(stop_requested()))
-        packed = torch.stack([self.update_frames, stop])
+        asked = torch.full_like(self.update_frames, float(stop_requested()))
+        packed = torch.stack([self.update_frames, asked])
         if dist.is_initialized():
             dist.all_reduce(packed)
+        frames, self.stop_asked = packed.unbind()
         self.update_frames.zero_()
         if self.hparams.loss_reduction == "mean":
-            factor = self.nominal_frames * self.world_size / packed[0].clamp(1)
-        else:  # sum over frames, mean over micro-batches, as the stock recipe
-            share = self.nominal_frames / self.grad_accumulation_factor
-            factor = torch.full_like(packed[0], share)
-        gradients = [
-            p.grad for p in self.model.parameters() if p.grad is not None
-        ]
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-        self.stop_after_update = bool(packed[1].item())
+            return self.nominal_frames * self.world_size / frames.clamp(1)
+        # Sum over frames, mean over micro-batches, as the stock recipe.
+        share = self.nominal_frames / self.grad_accumulation_factor
+        return torch.full_like(frames, share)
 
     def _report_unreadable(self, batch: PretrainingBatch) -> None:
         """List utterances that could not be read; too many end the run."""
@@ -264,6 +262,7 @@ class PretrainingBrain(ResumableBrain):
 
     def _log_train(self) -> None:
         """Write the metrics of the updates since the last time."""
+        self._read_outcomes()
         window = self.window
         self._open_window()
         window.sums.reduce()
@@ -306,6 +305,7 @@ class PretrainingBrain(ResumableBrain):
         if stage != sb.Stage.VALID:
             if self.optimizer_step > self.window.update:
                 self._log_train()
+            self._stop_if_asked()
             return
         self.valid_sums.reduce()
         metrics = self.valid_sums.metrics()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,6 @@ class ProbeBrain(TaskBrain):
         for name, optimizer in self.optimizers_dict.items():
             if name.replace("optimizer", "schedule") not in followed:
                 update_learning_rate(optimizer, optimizer.defaults["lr"])
-
-    def parameters_to_clip(self) -> Iterable[Iterable[nn.Parameter]]:
-        """Limit the norm of head and layer weights for themselves."""
-        return [
-            optimizer.param_groups[0]["params"]
-            for optimizer in self.optimizers_dict.values()
-        ]
 
     def compute_forward(
         self, batch: ProbeBatch, stage: sb.Stage

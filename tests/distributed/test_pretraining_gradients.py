@@ -47,8 +47,13 @@ HPARAMS = {
     "schedule": "noam",
     "learning_rate": 1e-2,
     "warmup_updates": 1,
+    # Not fused: that scales by a float32 number.
     "optimizer": partial(
-        torch.optim.AdamW, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+        torch.optim.AdamW,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.01,
+        fused=False,
     ),
     "max_gradient_norm": 1e9,
     "patience_nonfinite": 0,
@@ -64,11 +69,11 @@ HPARAMS = {
 class RecordingBrain(PretrainingBrain):
     """Remembers the gradients of every update as they are applied."""
 
-    def _apply_or_skip(self):
+    def _apply(self, optimizer, scale, skip):
+        super()._apply(optimizer, scale, skip)
         self.updates.append(
             {n: p.grad.clone() for n, p in self.model.named_parameters()}
         )
-        super()._apply_or_skip()
 
 
 def make_model():

@@ -20,6 +20,7 @@ from summarymixing.data.manifest import Manifest, write_manifest
 from summarymixing.lobes.conformer import ConformerEncoderLayer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_log
+from summarymixing.training import pretraining
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "pretraining" / "train.py"
@@ -268,6 +269,46 @@ def test_killed_run_goes_on_from_its_last_checkpoint(
     assert saved >= _last_update(tmp_path) - 1
     train(file, pretraining_manifests, tmp_path, f"--max_updates={saved + 1}")
     assert _last_update(tmp_path) == saved + 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "checkpoint_every", "expected"),
+    [
+        pytest.param(0, 100, 3, id="at once"),
+        pytest.param(1, 100, 4, id="an update later, behind a GPU"),
+        pytest.param(1, 3, 3, id="before a validation"),
+    ],
+)
+def test_a_stop_is_saved_where_it_is_read(
+    pretraining_manifests,
+    tmp_path,
+    monkeypatch,
+    behind,
+    checkpoint_every,
+    expected,
+):
+    class Brain(pretraining.PretrainingBrain):
+        def init_optimizers(self):
+            super().init_optimizers()
+            self.updates_behind = behind
+
+    asked = iter([False, False, True, True])
+    monkeypatch.setattr(pretraining, "stop_requested", lambda: next(asked))
+    monkeypatch.setitem(pretrain.__globals__, "PretrainingBrain", Brain)
+    with pytest.raises(SystemExit) as end:
+        train(
+            ROOT / "hparams/pretraining/tiny.yaml",
+            pretraining_manifests,
+            tmp_path,
+            "--max_updates=9",
+            "--log_every_updates=2",
+            f"--checkpoint_every_updates={checkpoint_every}",
+        )
+    assert end.value.code == 75
+    saved = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert (saved["update"], saved["valid"]) == (expected, {})
+    logged = [(e["stage"], e["update"]) for e in read_log(tmp_path)]
+    assert logged == [("train", 2), ("train", expected)]
 
 
 def _last_update(output: Path) -> int:

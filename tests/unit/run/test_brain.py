@@ -10,7 +10,11 @@ import torch
 import torch.distributed as dist
 
 from summarymixing.errors import UserError
-from summarymixing.run.brain import ResumableBrain, make_optimizer
+from summarymixing.run.brain import (
+    ResumableBrain,
+    make_optimizer,
+    takes_scale,
+)
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.records import read_log
 
@@ -32,10 +36,11 @@ class NumberBrain(ResumableBrain):
     """The gradient of an update is the batch."""
 
     batches = {"size": 1}
+    optimizer_factory = torch.optim.SGD
 
     def init_optimizers(self):
         optimizer = make_optimizer(
-            torch.optim.SGD, [{"params": [self.model.value]}], on_gpu=False
+            self.optimizer_factory, [{"params": [self.model.value]}]
         )
         self.optimizers_dict = {"optimizer": optimizer}
         self.checkpointer.add_recoverables(self.optimizers_dict)
@@ -181,16 +186,81 @@ def test_every_process_evaluates_with_the_statistics_of_the_first(
     assert sent == [0, 0]
 
 
+PLAIN, FUSED = (
+    partial(torch.optim.AdamW, weight_decay=0.1, fused=fused)
+    for fused in (False, True)
+)
+
+
+@pytest.mark.parametrize("gradients", [[0.5, 9.0], [9.0, math.nan, -1.0]])
+def test_fused_kernels_scale_clip_and_skip_as_plain_ones(tmp_path, gradients):
+    """Three runs: plain, fused, and fused from a checkpoint of a plain one."""
+
+    class Plain(NumberBrain):
+        optimizer_factory = PLAIN
+
+        def gradient_factor(self):
+            return torch.tensor(0.5)
+
+    class Fused(Plain):
+        optimizer_factory = FUSED
+
+    brains = [
+        fit(tmp_path / kind.__name__, *gradients, kind=kind)
+        for kind in (Plain, Fused)
+    ]
+    fit(tmp_path / "mixed", gradients[0], kind=Plain)
+    brains.append(fit(tmp_path / "mixed", *gradients[1:], kind=Fused))
+    optimizers = [b.optimizers_dict["optimizer"] for b in brains]
+    assert [takes_scale(o) for o in optimizers] == [False, True, True]
+    plain, *others = (
+        [b.model.value, *o.state[b.model.value].values()]
+        for b, o in zip(brains, optimizers, strict=True)
+    )
+    for other in others:
+        torch.testing.assert_close(other, plain)
+
+
+@pytest.mark.parametrize("factory", [PLAIN, FUSED])
+def test_reading_an_update_behind_changes_no_weight(tmp_path, factory):
+    class Prompt(NumberBrain):
+        optimizer_factory = factory
+
+    class Behind(Prompt):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.updates_behind = 1
+
+    gradients = 1.0, math.inf, 3.0, math.nan
+    prompt = fit(tmp_path / "prompt", *gradients, kind=Prompt)
+    behind = fit(tmp_path / "behind", *gradients, kind=Behind)
+    assert behind.model.value.item() == prompt.model.value.item()
+    # The checkpoint at the end waits for the last one.
+    for brain in (prompt, behind):
+        assert brain.progress.skipped_updates == 2
+        assert not brain.outcomes
+    bad = [math.nan] * 4
+    with pytest.raises(UserError, match="the last one update 3"):
+        fit(tmp_path / "bad", *bad, kind=Behind)
+
+
 def test_what_the_file_says_of_fused_kernels_goes_first():
     parameter = torch.nn.Parameter(torch.zeros(()))
-    factory = partial(torch.optim.AdamW, fused=True)
-    optimizer = make_optimizer(factory, [{"params": [parameter]}], on_gpu=False)
-    assert optimizer.defaults["fused"]
+    for fused in (False, True):
+        factory = partial(torch.optim.AdamW, fused=fused)
+        optimizer = make_optimizer(factory, [{"params": [parameter]}])
+        assert optimizer.defaults["fused"] is fused
 
 
-def test_fused_kernels_are_asked_for_where_an_optimiser_has_them():
-    def factory(groups, lr=1.0, fused=None):
-        return SimpleNamespace(param_groups=[{"lr": lr, "fused": fused}])
+@pytest.mark.parametrize("refused", [False, True])
+def test_fused_kernels_are_asked_for_where_an_optimiser_has_them(refused):
+    class Adagrad(torch.optim.SGD):
+        def __init__(self, groups, fused=None):
+            super().__init__(groups, fused=fused)
+            if fused and refused:
+                raise RuntimeError("not on this device")
 
-    optimizer = make_optimizer(factory, [], on_gpu=True)
-    assert optimizer.param_groups == [{"lr": 0.0, "fused": True}]
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = make_optimizer(Adagrad, [{"params": [parameter]}])
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert takes_scale(optimizer) is not refused
