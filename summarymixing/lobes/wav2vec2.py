@@ -34,7 +34,9 @@ class Wav2Vec2Output(NamedTuple):
     padding_mask: Tensor  # (B, T), bool, True on padding
 
 
-def sine_positions(num_frames: int, d_model: int) -> Tensor:
+def sine_positions(
+    num_frames: int, d_model: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Absolute sine positions of Vaswani et al. (2017): (num_frames, D).
 
     Example
@@ -42,8 +44,8 @@ def sine_positions(num_frames: int, d_model: int) -> Tensor:
     >>> sine_positions(3, 4)[0]
     tensor([0., 1., 0., 1.])
     """
-    frame = torch.arange(num_frames, dtype=torch.float32).unsqueeze(1)
-    channel = torch.arange(0, d_model, 2, dtype=torch.float32)
+    arange = partial(torch.arange, dtype=torch.float32, device=device)
+    frame, channel = arange(num_frames).unsqueeze(1), arange(0, d_model, 2)
     angle = frame * torch.exp(channel * (-math.log(10_000.0) / d_model))
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
     return table[:, :d_model]
@@ -221,7 +223,7 @@ class Wav2Vec2Encoder(nn.Module):
             x = torch.where(
                 span_mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x
             )
-        x = x + self._position_table(x.shape[1], x)
+        x = x + self._position_table(x.shape[1], x.device)
         return self.conformer(
             x,
             padding_mask,
@@ -229,13 +231,15 @@ class Wav2Vec2Encoder(nn.Module):
             layer_drop_seed=layer_drop_seed,
         )
 
-    def _position_table(self, num_frames: int, like: Tensor) -> Tensor:
+    def _position_table(self, num_frames: int, device: torch.device) -> Tensor:
         """Return positions (num_frames, D) of a table that grows as needed."""
         # Not a buffer: DDP would broadcast it although its length differs
         # between processes, and `to` would round it to the weights' type.
         table = self._positions
-        if len(table) < num_frames or table.device != like.device:
+        if len(table) < num_frames or table.device != device:
             # A little longer, so that few new lengths rebuild it.
-            table = sine_positions(num_frames * 5 // 4, self.d_model)
-            self._positions = table = table.to(like.device)
-        return table[:num_frames].to(like.dtype)
+            table = sine_positions(num_frames * 5 // 4, self.d_model, device)
+            self._positions = table
+        # The weights' type, not that of x: under autocast, bfloat16 has 8 bits
+        # for a position, and the first layer would be compiled for itself.
+        return table[:num_frames].to(self.mask_embedding.dtype)
