@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from speechbrain.lobes.features import Fbank
+from speechbrain.processing.features import Filterbank
 from torch import Tensor, nn
 
 from summarymixing.data.audio import SAMPLE_RATE_HZ
@@ -20,6 +20,7 @@ from summarymixing.nnet.masking import (
 )
 
 HOP_SAMPLES = 160  # 10 ms
+WINDOW_SAMPLES = 400  # 25 ms
 FRAMES_PER_SECOND = 50
 MIN_ENERGY = 1e-10
 DYNAMIC_RANGE_DB = 80.0
@@ -105,19 +106,44 @@ class MelFilterbank(nn.Module):
     torch.Size([2, 101, 40])
     """
 
+    window: Tensor
+    mel_matrix: Tensor
+
     def __init__(self, num_mels: int = 80) -> None:
         super().__init__()
-        self.filterbank = Fbank(
+        # SpeechBrain makes the matrix anew, and copies it and its window to
+        # the device, in every forward: a GPU would stop for that.
+        bins = torch.eye(WINDOW_SAMPLES // 2 + 1)[None]
+        stock = Filterbank(
+            num_mels,
+            log_mel=False,  # `to_decibels`: its floor must not see padding
+            f_max=SAMPLE_RATE_HZ // 2,
+            n_fft=WINDOW_SAMPLES,
             sample_rate=SAMPLE_RATE_HZ,
-            n_mels=num_mels,
-            n_fft=400,
-            win_length=25,
-            hop_length=10,
         )
-        # It is not used, and its buffer would be in every checkpoint.
-        del self.filterbank.compute_deltas
-        # `to_decibels` takes the logarithm: its floor must not see padding.
-        self.filterbank.compute_fbanks.log_mel = False
+        self._keep("window", torch.hamming_window(WINDOW_SAMPLES))
+        self._keep("mel_matrix", stock(bins)[0])  # (201, num_mels)
+
+    def _keep(self, name: str, constant: Tensor) -> None:
+        """Keep a constant that follows the device, but not `to(dtype)`.
+
+        The bits are stored, as integers: weights may be rounded to bfloat16,
+        the filterbank must not. It is no part of a checkpoint.
+        """
+        self.register_buffer(name, constant.view(torch.int32), persistent=False)
+
+    def _energies(self, wavs: Tensor) -> Tensor:
+        """Mel energies (B, F, num_mels) of wavs (B, S), as SpeechBrain's."""
+        spectrum = torch.stft(
+            wavs,
+            WINDOW_SAMPLES,
+            HOP_SAMPLES,
+            window=self.window.view(torch.float32),
+            pad_mode="constant",
+            return_complex=True,
+        )  # (B, 201, F)
+        power = torch.view_as_real(spectrum).square().sum(dim=-1)
+        return power.transpose(1, 2) @ self.mel_matrix.view(torch.float32)
 
     @torch.no_grad()
     def decibels(
@@ -142,7 +168,7 @@ class MelFilterbank(nn.Module):
         """
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
         with torch.autocast(wavs.device.type, enabled=False):
-            energies = self.filterbank(zero_padding(wavs.float(), beyond_end))
+            energies = self._energies(zero_padding(wavs.float(), beyond_end))
             padding_mask = padding_mask_from_lengths(
                 num_samples // HOP_SAMPLES + 1, energies.shape[1]
             )

@@ -11,6 +11,7 @@ from summarymixing.lobes.features import (
     HOP_SAMPLES,
     SAMPLE_RATE_HZ,
     FbankFrontEnd,
+    MelFilterbank,
     num_frames,
 )
 from tests import reference
@@ -172,3 +173,25 @@ def test_constants_of_the_filterbank_are_no_weights(front_end):
         name.startswith(("convolutions.", "norm."))
         for name in front_end.state_dict()
     )
+
+
+@pytest.mark.parametrize("num_mels", [20, 80])
+def test_energies_are_those_of_speechbrain(num_mels, device):
+    wavs = noise(2, 4_801, device=device)
+    stock = Fbank(n_mels=num_mels, n_fft=400, win_length=25, hop_length=10)
+    stock.compute_fbanks.log_mel = False
+    torch.testing.assert_close(
+        MelFilterbank(num_mels).to(device)._energies(wavs),
+        stock.to(device)(wavs),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_filterbank_is_not_rounded_with_the_weights(dtype, device):
+    wav, length = noise(1, 8_000, device=device), torch.tensor([8_000])
+    filterbank = MelFilterbank(20).to(device)
+    expected = filterbank.mel_features(wav, length.to(device))
+    actual = filterbank.to(dtype).mel_features(wav, length.to(device))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
