@@ -7,7 +7,7 @@ samples, T frames, N masked frames of the batch, M of the longest utterance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,22 +24,27 @@ from summarymixing.nnet.losses import (
     draw_negatives,
 )
 from summarymixing.nnet.masking import padding_mask_from_lengths
-from summarymixing.nnet.quantiser import GumbelQuantiser, gumbel_noise
-from summarymixing.nnet.randomness import seeded_generator
+from summarymixing.nnet.quantiser import (
+    GumbelQuantiser,
+    Quantised,
+    gumbel_noise,
+)
+from summarymixing.nnet.randomness import splitmix64
 
 
 class MaskedFrames(NamedTuple):
     """The masked frames of a padded batch, known before the forward.
 
     They are drawn with the batch, on the CPU, so that no accelerator waits
-    for a `nonzero`.
+    for a `nonzero` or for the copy of a list.
     """
 
     span_mask: Tensor  # (B, T), bool, True on masked frames
     frames: Tensor  # (N,), int64, positions in the flattened (B, T)
     padded_index: Tensor  # (N,), int64, positions in the flattened (B, M)
-    counts: tuple[int, ...]  # masked frames of each utterance
-    seeds: tuple[int, ...]  # of the negatives and Gumbel noise of each
+    counts: Tensor  # (B,), int64, masked frames that have negatives
+    seeds: Tensor  # (B,), int64, of the negatives and Gumbel noise of each
+    widest: int  # M, most masked frames of an utterance
 
 
 def gather_masked_frames(
@@ -63,7 +68,7 @@ def gather_masked_frames(
     >>> gather_masked_frames([[1, 2], [0]], 4, [7, 8]).frames
     tensor([1, 2, 4])
     """
-    counts = tuple(len(frames) for frames in masked)
+    counts = [len(frames) for frames in masked]
     widest = max(counts)
     flat = [torch.as_tensor(f) + b * num_frames for b, f in enumerate(masked)]
     padded = [torch.arange(n) + b * widest for b, n in enumerate(counts)]
@@ -74,8 +79,10 @@ def gather_masked_frames(
         span_mask.view(len(masked), num_frames),
         frames,
         torch.cat(padded),
-        counts,
-        tuple(seeds),
+        # One masked frame has no negatives: that utterance is left out.
+        torch.tensor([n if n > 1 else 0 for n in counts]),
+        torch.tensor(seeds),
+        widest,
     )
 
 
@@ -176,46 +183,56 @@ class Wav2Vec2Pretraining(nn.Module):
         """
         latents, padding_mask = self.encoder.extract(wavs, wav_lens)
         latents = scale_gradient(latents, self.front_end_gradient)
+        negatives, noise = self._draw(masked)
+        masked_latents = latents.flatten(0, 1).index_select(0, masked.frames)
+        quantised = self.quantiser(
+            masked_latents, gumbel=noise, temperature=temperature
+        )
+        # Started here, so that it is done behind the Conformer.
+        code_usage = _sum_over_processes(
+            quantised.probability_sums,
+            masked.counts.sum(),
+            exchange=self.training,
+        )
         encoded = self.encoder.contextualise(
             latents,
             padding_mask,
             span_mask=masked.span_mask,
             layer_drop_seed=layer_drop_seed,
         )
-        context, latents = (
-            x.flatten(0, 1).index_select(0, masked.frames)
-            for x in (encoded.output, latents)
+        context = encoded.output.flatten(0, 1).index_select(0, masked.frames)
+        return self._losses(
+            self.project(context),
+            masked_latents,
+            masked,
+            quantised=quantised,
+            negatives=negatives,
+            code_usage=code_usage,
         )
-        return self._losses(self.project(context), latents, masked, temperature)
 
     def _losses(
         self,
         context: Tensor,
         latents: Tensor,
         masked: MaskedFrames,
-        temperature: float,
+        *,
+        quantised: Quantised,
+        negatives: Tensor,
+        code_usage: Callable[[], tuple[Tensor, Tensor]],
     ) -> PretrainingOutput:
         """Compute the losses from the masked frames, (N, ...)."""
-        negatives, noise = self._draw(masked, latents.device)
-        quantised = self.quantiser(
-            latents, gumbel=noise, temperature=temperature
-        )
-        # An utterance with one masked frame has no negatives; it is left out.
-        counts = torch.tensor(
-            [n if n > 1 else 0 for n in masked.counts], device=latents.device
-        )
         contrast = contrastive_loss(
             pad_by_utterance(context, masked),
             pad_by_utterance(quantised.targets, masked),
             pad_by_utterance(quantised.code_ids, masked),
             negatives,
-            padding_mask=padding_mask_from_lengths(counts, max(masked.counts)),
+            padding_mask=padding_mask_from_lengths(
+                masked.counts, masked.widest
+            ),
             temperature=self.logit_temperature,
         )
-        frames = counts.sum()
-        sums, weight = quantised.probability_sums, frames
-        if self.training:
-            sums, weight = _sum_over_processes(sums, frames)
+        frames = masked.counts.sum()
+        sums, weight = code_usage()
         # The gradient belongs to the frames of all processes, the value to
         # ours: values add up over processes, as gradients do.
         diversity = diversity_loss(sums)
@@ -231,24 +248,22 @@ class Wav2Vec2Pretraining(nn.Module):
             code_counts=quantised.code_counts,
         )
 
-    def _draw(
-        self, masked: MaskedFrames, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """Draw negatives (B, M, K) and Gumbel noise (N, G, V)."""
-        shape = len(masked.counts), max(masked.counts), self.num_negatives
-        negatives = torch.zeros(shape, dtype=torch.int64, device=device)
-        codebook = self.quantiser.num_groups, self.quantiser.num_codes
-        noise = []
-        utterances = zip(masked.counts, masked.seeds, strict=True)
-        for b, (count, seed) in enumerate(utterances):
-            rng = seeded_generator(seed, device)
-            if count > 1:
-                negatives[b, :count] = draw_negatives(
-                    count, self.num_negatives, rng
-                )
-            if self.training:
-                noise.append(gumbel_noise(count, *codebook, rng))
-        return negatives, torch.cat(noise) if noise else None
+    def _draw(self, masked: MaskedFrames) -> tuple[Tensor, Tensor | None]:
+        """Draw negatives (B, M, K) and, in training, noise (N, G, V)."""
+        # Two numbers for each frame: what is drawn depends on the utterance's
+        # seed and on the frame's place in it alone.
+        keys = splitmix64(masked.seeds, 2 * masked.widest)
+        of_negatives, of_noise = keys.unflatten(1, (-1, 2)).unbind(-1)
+        negatives = draw_negatives(
+            of_negatives, masked.counts, self.num_negatives
+        )
+        if not self.training:
+            return negatives, None
+        of_noise = of_noise.flatten().index_select(0, masked.padded_index)
+        quantiser = self.quantiser
+        return negatives, gumbel_noise(
+            of_noise, quantiser.num_groups, quantiser.num_codes
+        )
 
 
 def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
@@ -256,21 +271,29 @@ def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
 
     The result is zero where an utterance has fewer than M masked frames.
     """
-    shape = len(masked.counts), max(masked.counts)
+    shape = len(masked.counts), masked.widest
     padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
     padded = padded.index_copy(0, masked.padded_index, x)
     return padded.view(*shape, *x.shape[1:])
 
 
-def _sum_over_processes(sums: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum both over all processes; the gradient flows to our own share.
+def _sum_over_processes(
+    sums: Tensor, frames: Tensor, *, exchange: bool
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Start to sum both over all processes; the result waits for them.
 
-    The gradients of all processes then add up to that of one process with
-    the joint batch.
+    The gradient flows to our own share: the gradients of all processes then
+    add up to that of one process with the joint batch. Without `exchange`,
+    both are those of this process.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return sums, frames
+    if not (exchange and dist.is_available() and dist.is_initialized()):
+        return lambda: (sums, frames)
     packed = torch.cat([sums.detach().flatten(), frames.to(sums)[None]])
-    dist.all_reduce(packed)
-    total = packed[:-1].view_as(sums)
-    return total + (sums - sums.detach()), packed[-1]
+    work = dist.all_reduce(packed, async_op=True)
+
+    def wait() -> tuple[Tensor, Tensor]:
+        work.wait()
+        total = packed[:-1].view_as(sums)
+        return total + (sums - sums.detach()), packed[-1]
+
+    return wait

@@ -13,39 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from summarymixing.nnet.quantiser import perplexity
+from summarymixing.nnet.randomness import random_bits
 
 
-def draw_negatives(
-    num_masked: int, num_negatives: int, rng: torch.Generator
-) -> Tensor:
-    """Draw negatives from the other masked frames of one utterance.
+def draw_negatives(keys: Tensor, counts: Tensor, num_negatives: int) -> Tensor:
+    """Draw negatives from the other masked frames of each utterance.
 
     Arguments
     ---------
-    num_masked : int
-        Masked frames of the utterance, at least 2.
+    keys : Tensor, int64, (B, M)
+        A number of `splitmix64` for each masked frame.
+    counts : Tensor, int64, (B,)
+        Masked frames of each utterance.
     num_negatives : int
         Number K of negatives of each frame, drawn with replacement.
-    rng : torch.Generator
-        Source of the draws; the result is on its device.
 
     Returns
     -------
-    Tensor, int64, (num_masked, K)
-        Indices into the utterance's masked frames; row i never holds i.
+    Tensor, int64, (B, M, K)
+        Indices into the utterance's masked frames; row i never holds i. All
+        are valid indices on padding, too, and 0 where there is one frame.
 
     Example
     -------
-    >>> draw_negatives(2, 3, torch.Generator())
-    tensor([[1, 1, 1],
-            [0, 0, 0]])
+    >>> keys, counts = torch.tensor([[5, 6]]), torch.tensor([2])
+    >>> draw_negatives(keys, counts, 3)
+    tensor([[[1, 1, 1],
+             [0, 0, 0]]])
     """
-    own = torch.arange(num_masked, device=rng.device).unsqueeze(1)
-    shape = num_masked, num_negatives
-    drawn = torch.randint(
-        num_masked - 1, shape, generator=rng, device=rng.device
-    )
-    return drawn + (drawn >= own)  # skip the frame itself
+    others = (counts - 1).clamp(min=0)[:, None, None]
+    own = torch.arange(keys.shape[1], device=keys.device).unsqueeze(1)
+    # The high half of a product of 31 bits: probabilities are equal to 1 in
+    # 2 ** 31 / count, and nothing is divided.
+    drawn = random_bits(keys, num_negatives, 31).mul_(others) >> 31
+    return drawn + ((drawn >= own) & (others > 0))  # skip the frame itself
 
 
 class Contrast(NamedTuple):
@@ -106,7 +107,7 @@ def contrastive_loss(
         return Contrast(
             loss=(partition - positive).masked_fill(padding_mask, 0).sum(),
             correct=((positive > others.amax(dim=-1)) & valid).sum(),
-            chance=((1.0 / (1 + remaining)) * valid).sum(),
+            chance=((1 + remaining).to(wide).reciprocal() * valid).sum(),
             excluded=(equal & valid.unsqueeze(-1)).sum(),
         )
 

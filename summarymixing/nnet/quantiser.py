@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from summarymixing.nnet.randomness import random_bits
+
 
 class Quantised(NamedTuple):
     """What the quantiser returns for N frames."""
@@ -110,14 +112,26 @@ class GumbelQuantiser(nn.Module):
         )
 
 
-def gumbel_noise(
-    num_frames: int, num_groups: int, num_codes: int, rng: torch.Generator
-) -> Tensor:
-    """Draw standard Gumbel noise, (N, G, V), on the generator's device."""
-    exponential = torch.empty(
-        num_frames, num_groups, num_codes, device=rng.device
-    ).exponential_(generator=rng)
-    return -exponential.log()
+def gumbel_noise(keys: Tensor, num_groups: int, num_codes: int) -> Tensor:
+    """Draw standard Gumbel noise.
+
+    Arguments
+    ---------
+    keys : Tensor, int64, (N,)
+        A number of `splitmix64` for each frame.
+    num_groups, num_codes : int
+        G and V.
+
+    Returns
+    -------
+    Tensor, float32, (N, G, V)
+        Between -2.9 and 16.7: float32 has 24 bits for a uniform number
+        between 0 and 1, both excluded.
+    """
+    bits = random_bits(keys, num_groups * num_codes, 23)
+    uniform = bits.float().add_(0.5).mul_(2.0**-23)
+    noise = uniform.log_().neg_().log_().neg_()
+    return noise.view(-1, num_groups, num_codes)
 
 
 def perplexity(counts: Tensor) -> Tensor:

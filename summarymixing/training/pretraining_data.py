@@ -24,7 +24,11 @@ from summarymixing.data.batching import (
 )
 from summarymixing.data.manifest import Manifest
 from summarymixing.errors import UserError
-from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
+from summarymixing.lobes.features import (
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    num_frames,
+)
 from summarymixing.lobes.pretraining import MaskedFrames, gather_masked_frames
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.nnet.span_mask import MASK_SCHEMES, MaskScheme
@@ -55,10 +59,8 @@ class PretrainingBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> PretrainingBatch:
-        masked = self.masked._replace(
-            span_mask=change(self.masked.span_mask),
-            frames=change(self.masked.frames),
-            padded_index=change(self.masked.padded_index),
+        masked = MaskedFrames._make(
+            change(x) if isinstance(x, Tensor) else x for x in self.masked
         )
         wavs, wav_lens = change(self.wavs), change(self.wav_lens)
         return replace(self, wavs=wavs, wav_lens=wav_lens, masked=masked)
@@ -88,10 +90,13 @@ class MaskingCollate:
         unreadable = [u.error for u in utterances if u.error]
         readable = [u for u in utterances if not u.error]
         if not readable:
-            # One frame of silence, so that this process still takes its part.
-            nothing = gather_masked_frames([[0]], 1, [0])
+            # Silence, so that this process still takes its part; without a
+            # loss, since one masked frame has no negatives. Two utterances of
+            # two frames: a size of 1 would compile the layers once more.
+            wavs = torch.zeros(2, HOP_SAMPLES * 2)
+            nothing = gather_masked_frames([[0], [0]], 2, [0, 0])
             return PretrainingBatch(
-                torch.zeros(1, 1), torch.ones(1), nothing, 0.0, unreadable
+                wavs, torch.ones(2), nothing, 0.0, unreadable
             )
         wavs, wav_lens = pad_wavs([u.wav for u in readable])
         seeds = [

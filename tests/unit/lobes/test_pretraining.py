@@ -1,6 +1,7 @@
 """Pre-training: every loss is a sum over utterances that do not interact."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,12 @@ def make_utterances(device, lengths=LENGTHS):
     return utterances
 
 
+def on_device(masked, device):
+    return masked._make(
+        x.to(device) if torch.is_tensor(x) else x for x in masked
+    )
+
+
 def run(model, utterances, garbage=0.0, **options):
     """Output and gradients of a batch, padded with garbage."""
     wavs, masked, seeds = zip(*utterances, strict=True)
@@ -63,16 +70,10 @@ def run(model, utterances, garbage=0.0, **options):
         row[: len(wav)] = wav
     wav_lens = torch.tensor([len(wav) / longest for wav in wavs])
     gathered = gather_masked_frames(masked, num_frames(longest), seeds)
-    gathered = gathered._replace(
-        **{
-            name: getattr(gathered, name).to(padded.device)
-            for name in ("span_mask", "frames", "padded_index")
-        }
-    )
     out = model(
         padded,
         wav_lens.to(padded.device),
-        gathered,
+        on_device(gathered, padded.device),
         temperature=options.pop("temperature", 1.5),
         **options,
     )
@@ -205,8 +206,9 @@ def test_negatives_are_the_same_in_training_and_evaluation(device):
     utterances = make_utterances(device)
     wavs, masked, seeds = zip(*utterances, strict=True)
     gathered = gather_masked_frames(masked, num_frames(16_000), seeds)
-    training, _ = model.train()._draw(gathered, device)
-    evaluation, noise = model.eval()._draw(gathered, device)
+    gathered = on_device(gathered, device)
+    training, _ = model.train()._draw(gathered)
+    evaluation, noise = model.eval()._draw(gathered)
     assert torch.equal(training, evaluation)
     assert noise is None
 
@@ -232,8 +234,28 @@ def test_masked_frames_are_found_where_they_are(device):
     ]
     assert gathered.frames.tolist() == [1, 3, 5, 10, 11, 12]
     assert gathered.padded_index.tolist() == [0, 1, 3, 6, 7, 8]
-    assert gathered.counts == (2, 1, 3)
-    assert gathered.seeds == (7, 8, 9)
+    assert gathered.counts.tolist() == [2, 0, 3]  # one has no negatives
+    assert gathered.seeds.tolist() == [7, 8, 9]
+    assert gathered.widest == 3
+
+
+def test_the_conformer_runs_while_code_usage_is_summed(device, monkeypatch):
+    calls = []
+
+    def all_reduce(tensor, async_op):
+        calls.append("start" if async_op else "blocks")
+        return SimpleNamespace(wait=lambda: calls.append("wait"))
+
+    model = make_model(device)
+    for layer in model.encoder.conformer.layers:
+        layer.register_forward_hook(lambda *_: calls.append("layer"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    run(model, make_utterances(device))
+    assert calls == ["start", "layer", "layer", "wait"]
+    calls.clear()
+    run(model.eval(), make_utterances(device))
+    assert calls == ["layer", "layer"]
 
 
 def test_masked_frames_are_hidden_from_their_context(device):
@@ -266,11 +288,7 @@ def test_layer_drop_follows_its_seed(device):
 def test_negatives_cost_an_index_and_a_logit_each(width, device):
     """No (K, N, width) tensor of negatives is kept for backward."""
     masked = gather_masked_frames([range(5, 45)], 51, [1])
-    masked = masked._replace(
-        span_mask=masked.span_mask.to(device),
-        frames=masked.frames.to(device),
-        padded_index=masked.padded_index.to(device),
-    )
+    masked = on_device(masked, device)
     wav, ones = torch.randn(1, 16_000, device=device), torch.ones(1).to(device)
 
     def kept(num_negatives):

@@ -10,7 +10,7 @@ from summarymixing.nnet.losses import (
     draw_negatives,
 )
 from summarymixing.nnet.masking import padding_mask_from_lengths
-from summarymixing.nnet.randomness import seeded_generator
+from summarymixing.nnet.randomness import splitmix64
 from tests import reference
 
 TEMPERATURE = 0.1
@@ -24,15 +24,10 @@ def make_batch(counts, device, num_ids=4, negatives=7, width=6):
     context = torch.randn(
         batch, widest, width, dtype=torch.float64, device=device
     )
-    drawn = torch.zeros(
-        batch, widest, negatives, dtype=torch.int64, device=device
-    )
-    rng = seeded_generator(2, device)
-    for b, count in enumerate(counts):
-        drawn[b, :count] = draw_negatives(count, negatives, rng)
-    mask = padding_mask_from_lengths(
-        torch.tensor(counts, device=device), widest
-    )
+    lengths = torch.tensor(counts, device=device)
+    keys = splitmix64(torch.arange(batch, device=device), widest)
+    drawn = draw_negatives(keys, lengths, negatives)
+    mask = padding_mask_from_lengths(lengths, widest)
     return context, codes[ids], ids, drawn, mask
 
 
@@ -224,17 +219,25 @@ def test_saves_far_less_than_the_stock_loss(device):
 
 @pytest.mark.parametrize("num_masked", [2, 3, 50])
 def test_negatives_are_the_other_frames_of_the_utterance(num_masked, device):
-    drawn = draw_negatives(num_masked, 200, seeded_generator(1, device))
-    assert drawn.shape == (num_masked, 200)
+    counts = torch.tensor([num_masked, 0, 51], device=device)
+    keys = splitmix64(counts, 51)
+    drawn = draw_negatives(keys, counts, 200)
+    assert drawn.shape == (3, 51, 200)
     assert drawn.dtype == torch.int64
-    assert drawn.min() >= 0 and drawn.max() < num_masked
-    own = torch.arange(num_masked, device=device)[:, None]
-    assert not (drawn == own).any()
+    assert drawn.min() == 0 and drawn.max() == 50
+    own = torch.arange(51, device=device)[:, None]
+    valid = drawn[0, :num_masked]
+    assert valid.max() < num_masked
+    assert not (valid == own[:num_masked]).any()
+    assert not (drawn[2] == own).any()
+    alone = draw_negatives(keys[:1, :num_masked], counts[:1], 200)
+    assert torch.equal(alone[0], valid)
 
 
 def test_negatives_are_uniform(device):
     num_masked, repeats = 11, 4000
-    drawn = draw_negatives(num_masked, repeats, seeded_generator(9, device))
+    counts = torch.tensor([num_masked], device=device)
+    (drawn,) = draw_negatives(splitmix64(counts, 11), counts, repeats)
     counts = torch.stack([row.bincount(minlength=num_masked) for row in drawn])
     others = ~torch.eye(num_masked, dtype=torch.bool, device=device)
     expected = repeats / (num_masked - 1)
