@@ -6,14 +6,19 @@ K negatives.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from summarymixing.nnet.quantiser import perplexity
 from summarymixing.nnet.randomness import random_bits
+
+# 64 MiB in float32, what 12 utterances of 35 s have in pre-training.
+MAX_SIMILARITIES = 2**24
 
 
 def draw_negatives(keys: Tensor, counts: Tensor, num_negatives: int) -> Tensor:
@@ -66,6 +71,7 @@ def contrastive_loss(
     *,
     padding_mask: Tensor,
     temperature: float = 0.1,
+    max_similarities: int = MAX_SIMILARITIES,
 ) -> Contrast:
     """Tell the quantised frame from K others of the same utterance.
 
@@ -87,29 +93,75 @@ def contrastive_loss(
         True where an utterance has fewer than M masked frames.
     temperature : float
         Divisor of the cosine similarity.
+    max_similarities : int
+        Above so many, B M M, blocks of rows are computed one after the other,
+        and again in the backward pass: memory is linear in M.
     """
+    batch, widest = padding_mask.shape
     with torch.autocast(context.device.type, enabled=False):
         wide = torch.promote_types(context.dtype, torch.float32)
-        similarity = torch.bmm(
-            F.normalize(context.to(wide), dim=-1, eps=1e-8),
-            F.normalize(targets.to(wide), dim=-1, eps=1e-8).transpose(1, 2),
-        )  # (B, M, M)
-        positive = similarity.diagonal(dim1=1, dim2=2) / temperature
-        drawn_ids = target_ids.gather(1, negatives.flatten(1))
-        equal = drawn_ids.view_as(negatives) == target_ids.unsqueeze(-1)
-        others = similarity.gather(2, negatives) / temperature
-        others = others.masked_fill(equal, float("-inf"))
-        # A row of -inf alone is fine: the positive is always in the sum.
-        all_logits = torch.cat([positive.unsqueeze(-1), others], dim=-1)
-        partition = all_logits.logsumexp(dim=-1)
-        valid = ~padding_mask
-        remaining = (~equal).sum(dim=-1)
-        return Contrast(
-            loss=(partition - positive).masked_fill(padding_mask, 0).sum(),
-            correct=((positive > others.amax(dim=-1)) & valid).sum(),
-            chance=((1 + remaining).to(wide).reciprocal() * valid).sum(),
-            excluded=(equal & valid.unsqueeze(-1)).sum(),
+        context = F.normalize(context.to(wide), dim=-1, eps=1e-8)
+        targets = F.normalize(targets.to(wide), dim=-1, eps=1e-8)
+        rows = max(max_similarities // (batch * widest), 1)
+        blocks = [
+            (
+                first,
+                context[:, first : first + rows],
+                targets,
+                target_ids,
+                negatives[:, first : first + rows],
+                padding_mask[:, first : first + rows],
+                temperature,
+            )
+            for first in range(0, widest, rows)
+        ]
+        if len(blocks) == 1:
+            return _contrast_rows(*blocks[0])
+        recomputed = partial(
+            checkpoint,
+            _contrast_rows,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is drawn
         )
+        sums = zip(*(recomputed(*block) for block in blocks), strict=True)
+        return Contrast(*(torch.stack(parts).sum() for parts in sums))
+
+
+def _contrast_rows(
+    first: int,
+    context: Tensor,
+    targets: Tensor,
+    target_ids: Tensor,
+    negatives: Tensor,
+    padding_mask: Tensor,
+    temperature: float,
+) -> Contrast:
+    """Contrast R frames, of which `first` is the first, to all M targets.
+
+    Arguments as of `contrastive_loss`, normalised; context, negatives and
+    padding_mask have R rows in place of M.
+    """
+    similarity = torch.bmm(context, targets.transpose(1, 2))  # (B, R, M)
+    positive = similarity.diagonal(first, 1, 2) / temperature
+    drawn_ids = target_ids.gather(1, negatives.flatten(1)).view_as(negatives)
+    own_ids = target_ids[:, first : first + context.shape[1]]
+    equal = drawn_ids == own_ids.unsqueeze(-1)
+    # Backward adds to a similarity once for each time it was drawn. A GPU has
+    # no order for that, but the summands are equal: results can be repeated.
+    others = similarity.gather(2, negatives) / temperature
+    others = others.masked_fill(equal, float("-inf"))
+    # A row of -inf alone is fine: the positive is always in the sum.
+    all_logits = torch.cat([positive.unsqueeze(-1), others], dim=-1)
+    partition = all_logits.logsumexp(dim=-1)
+    valid = ~padding_mask
+    remaining = (~equal).sum(dim=-1)
+    chance = (1 + remaining).to(positive.dtype).reciprocal()
+    return Contrast(
+        loss=(partition - positive).masked_fill(padding_mask, 0).sum(),
+        correct=((positive > others.amax(dim=-1)) & valid).sum(),
+        chance=(chance * valid).sum(),
+        excluded=(equal & valid.unsqueeze(-1)).sum(),
+    )
 
 
 def diversity_loss(probability_sums: Tensor) -> Tensor:

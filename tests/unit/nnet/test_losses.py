@@ -3,6 +3,7 @@
 import pytest
 import torch
 from speechbrain.nnet.losses import ContrastiveLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from summarymixing.nnet.losses import (
     contrastive_loss,
@@ -215,6 +216,89 @@ def test_saves_far_less_than_the_stock_loss(device):
     per_frame = 4 * floats + 9 * num_negatives + 1
     assert ours == batch * masked * per_frame  # 679 320, stock 37.7 MB
     assert stock > 50 * ours
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8])
+def test_blocks_of_rows_give_the_same(rows, device):
+    context, targets, ids, negatives, mask = make_batch([9, 3], device)
+
+    def contrast(context, targets, **options):
+        return contrastive_loss(
+            context, targets, ids, negatives, padding_mask=mask, **options
+        )
+
+    def in_blocks(context, targets):
+        return contrast(context, targets, max_similarities=rows * 2 * 9)
+
+    torch.testing.assert_close(
+        in_blocks(context, targets), contrast(context, targets)
+    )
+    torch.testing.assert_close(
+        loss_and_gradients(lambda *x: in_blocks(*x).loss, context, targets),
+        loss_and_gradients(lambda *x: contrast(*x).loss, context, targets),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that was made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if torch.is_tensor(result):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_a_long_utterance_needs_no_square_of_its_length(device):
+    context, targets, ids, negatives, mask = make_batch([200], device, 1000)
+    context.requires_grad_()
+    targets.requires_grad_()
+
+    def largest(limit):
+        with Largest() as made:
+            contrastive_loss(
+                context,
+                targets,
+                ids,
+                negatives,
+                padding_mask=mask,
+                max_similarities=limit,
+            ).loss.backward()
+        return made.numel
+
+    assert largest(200 * 200) == 200 * 200
+    # Blocks of 20 rows, forward and backward; the next is (K + 1) M.
+    assert largest(20 * 200) == 20 * 200
+
+
+def test_summands_of_a_gradient_are_equal_where_a_gpu_has_no_order(device):
+    """A negative that is drawn twice gets the same gradient twice."""
+    context, targets, ids, negatives, mask = make_batch(
+        [9, 4], device, 1000, negatives=30
+    )
+    scattered = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if "scatter_add" in str(operation):
+                scattered.append(args[2:4])
+            return operation(*args, **(kwargs or {}))
+
+    context.requires_grad_()
+    with Record():
+        contrastive_loss(
+            context, targets, ids, negatives, padding_mask=mask
+        ).loss.backward()
+    ((index, summands),) = scattered
+    for places, values in zip(
+        index.flatten(0, 1), summands.flatten(0, 1), strict=True
+    ):
+        for place in places.unique():
+            assert len(values[places == place].unique()) == 1
 
 
 @pytest.mark.parametrize("num_masked", [2, 3, 50])
