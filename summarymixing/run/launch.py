@@ -257,7 +257,7 @@ def _key_in_its_place(key: str, recipe: HparamsFile) -> str:
 
 
 def _recipe_value(key: str, values: list[str], recipe: HparamsFile) -> Any:
-    if not values and not isinstance(recipe.tree[key], bool):
+    if not (values or key in FLAGS or isinstance(recipe.tree[key], bool)):
         raise UserError(f"--{key} needs a value: --{key}=...")
     return read_value(values[0], f"--{key}") if values else True
 

@@ -30,6 +30,7 @@ from summarymixing.run.brain import (
 )
 from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested
+from summarymixing.training.compilation import compile_layers, should_compile
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
     PretrainingData,
@@ -87,6 +88,7 @@ class PretrainingBrain(ResumableBrain):
         self.update_frames = torch.zeros((), device=self.device).double()
         self.unreadable = self.utterances = 0
         self.shown_loss = 0.0
+        self.seconds_compiling = 0.0
         self._open_window()
 
     def intervals(self) -> Iterator[int]:
@@ -125,17 +127,20 @@ class PretrainingBrain(ResumableBrain):
         }
 
     def _compile(self) -> None:
-        """Compile layer by layer: one graph serves all, names stay."""
-        conformer = self.model.encoder.conformer
-        if not self.hparams.compile:
-            conformer.recompute_share(1 - self.hparams.memory_budget)
-            return
-        # Imported here: torch loads it with its compiler, and that is slow.
-        import torch._functorch.config as compiler
-
-        compiler.activation_memory_budget = self.hparams.memory_budget
-        for layer in conformer.layers:
-            layer.compile(dynamic=True)
+        """Compile the layers, or keep the memory budget without."""
+        h, encoder = self.hparams, self.model.encoder
+        if should_compile(h.compile, self.device_type):
+            seconds = compile_layers(
+                encoder,
+                memory_budget=h.memory_budget,
+                max_batch_seconds=h.max_batch_seconds,
+                device=self.device,
+                contexts={True: self.training_ctx, False: self.evaluation_ctx},
+            )
+            if seconds is not None:
+                self.seconds_compiling = seconds
+                return
+        encoder.conformer.recompute_share(1 - h.memory_budget)
 
     def init_optimizers(self) -> None:
         """Keep weight decay off norms, biases and the mask embedding."""
