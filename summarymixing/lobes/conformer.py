@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from summarymixing.nnet.gradients import with_zero_gradients
 from summarymixing.nnet.masking import zero_padding
 from summarymixing.nnet.mixer import MixerFactory
 from summarymixing.nnet.randomness import seeded_generator
+from summarymixing.nnet.recompute import recomputed, shortest_sums
 from summarymixing.nnet.summary_mixing import SummaryMixing
 
 
@@ -185,16 +185,19 @@ class ConformerEncoder(nn.Module):
             ConformerEncoderLayer(d_model, **layer) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)
-        self.layer_drop = layer_drop
-        self.recomputed_layers = 0
+        self.layer_drop, self.d_model = layer_drop, d_model
+        self.recompute_share(0)
 
     def recompute_share(self, share: float) -> None:
-        """Recompute this share of the layers in backward to save memory.
+        """Recompute this share of the activations in backward.
 
-        It takes the first layers. 0 keeps all activations, 1 only the input
-        of each layer.
+        That saves memory. 0 keeps all; up to 0.6 no matrix product is
+        computed twice; 1 keeps the inputs of the layers alone. See
+        `nnet.recompute.shortest_sums`, whose budget is 1 - share.
         """
-        self.recomputed_layers = round(share * len(self.layers))
+        self.shortest_sums = shortest_sums(
+            1 - share, len(self.layers), self.d_model
+        )
 
     def forward(
         self,
@@ -224,14 +227,16 @@ class ConformerEncoder(nn.Module):
         x = zero_padding(x, padding_mask)
         states = [x]
         keep = self._draw_layers(layer_drop_seed)
-        recomputed = self.recomputed_layers if torch.is_grad_enabled() else 0
         for index, layer in enumerate(self.layers):
             if not keep[index]:
                 x = with_zero_gradients(x, list(layer.parameters()))
-            elif index < recomputed:
-                x = checkpoint(layer, x, padding_mask, use_reentrant=False)
             else:
-                x = layer(x, padding_mask)
+                x = recomputed(
+                    layer,
+                    x,
+                    padding_mask,
+                    shortest_sum=self.shortest_sums[index],
+                )
             states.append(x)
         states[-1] = self.norm(x)
         return EncoderOutput(states[-1], states if all_hidden_states else [])

@@ -180,8 +180,8 @@ def test_a_layer_drop_seed_leaves_the_global_stream_alone(device):
     assert not torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("share", "layers"), [(0, 0), (0.5, 2), (1, 4)])
-def test_recomputation_gives_the_same_gradients(share, layers, device):
+@pytest.mark.parametrize("share", [0, 0.5, 0.65, 0.8, 1])
+def test_recomputation_gives_the_same_gradients(share, device):
     encoder = make_encoder(device, num_layers=4, dropout=0.1, layer_drop=0.3)
     x = frames(2, 20, device=device)
     mask = torch.arange(20, device=device)[None] >= torch.tensor(
@@ -194,7 +194,6 @@ def test_recomputation_gives_the_same_gradients(share, layers, device):
 
     expected = reference.values_and_gradients(run, x, encoder.parameters())
     encoder.recompute_share(share)
-    assert encoder.recomputed_layers == layers
     actual = reference.values_and_gradients(run, x, encoder.parameters())
     torch.testing.assert_close(actual, expected)
 
