@@ -31,6 +31,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 BUCKET_RATIO = 1.04
 BUCKET_BATCHES = 100
 
+# So many batches that follow each other last equally long with their padding:
+# processes wait for each other in every step.
+EQUAL_BATCHES = 8
+
 
 class Batches:
     """The batches of an epoch, held as two arrays.
@@ -117,10 +121,12 @@ class BatchPlan:
         durations = np.asarray(durations, dtype=np.float64)
         ascending = np.argsort(durations, kind="stable")
         self._ascending = ascending.astype(np.int32)
+        self._seconds: NDArray[np.float32] | None = None
         if max_batch_seconds is not None:
             _check_longest(durations, ascending[-1], max_batch_seconds)
             ordered = durations[ascending]
             self._buckets = list(_make_buckets(ordered, max_batch_seconds))
+            self._seconds = durations.astype(np.float32)
         else:
             # One bucket: only the order decides who is with whom.
             self._buckets = [(0, len(durations), int(batch_size or 1))]
@@ -150,9 +156,31 @@ class BatchPlan:
         order = self._ascending.copy()
         for start, stop, _ in self._buckets:
             rng.shuffle(order[start:stop])
-        numbers = np.arange(len(self))
-        rng.shuffle(numbers)
+        if self._seconds is None:
+            numbers = np.arange(len(self))
+            rng.shuffle(numbers)
+        else:
+            longest = np.maximum.reduceat(self._seconds[order], starts)
+            numbers = np.argsort((stops - starts) * longest, kind="stable")
+            numbers = _shuffle_groups(numbers, epoch * len(self), rng)
         return Batches(order, starts[numbers], stops[numbers])
+
+
+def _shuffle_groups(
+    batches: NDArray[np.int64], first: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Shuffle groups of neighbours, and the batches of each group.
+
+    Groups begin at multiples of EQUAL_BATCHES, counted over all epochs, so
+    that the processes of one step find theirs in one group. `first` is the
+    number of the first batch in that count.
+    """
+    group = (first % EQUAL_BATCHES + np.arange(len(batches))) // EQUAL_BATCHES
+    turn = rng.permutation(group[-1] + 1)
+    positions = np.lexsort((rng.random(len(batches)), turn[group]))
+    shuffled = np.empty_like(batches)
+    shuffled[positions] = batches
+    return shuffled
 
 
 def _check_longest(

@@ -136,6 +136,25 @@ def test_random_order_mixes_short_and_long_batches():
     assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.4
 
 
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_processes_take_batches_of_equal_length_in_each_step(world_size):
+    durations = libri_light(10_000)
+    plan = BatchPlan(durations, seed=1, max_batch_seconds=90)
+    assert len(plan) % world_size  # later epochs begin within a step
+    steps = 3 * len(plan) // world_size
+    seconds = []
+    for rank in range(world_size):
+        sampler = UpdateBatchSampler(plan, rank=rank, world_size=world_size)
+        seconds.append(
+            [
+                len(batch) * max(durations[item.utterance] for item in batch)
+                for batch in batches_of(sampler, 0, steps)
+            ]
+        )
+    waiting = np.mean(np.max(seconds, axis=0)) / np.mean(seconds) - 1
+    assert waiting < 0.01  # 0.08 to 0.11 in an order that is all random
+
+
 def test_an_utterance_longer_than_a_batch_says_what_to_do():
     with pytest.raises(UserError) as caught:
         BatchPlan([1.0, 400.3, 2.0], seed=0, max_batch_seconds=360)
