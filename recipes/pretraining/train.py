@@ -7,6 +7,7 @@ torchrun --nproc_per_node=N recipes/pretraining/train.py \
 Started again with the same command, the run goes on from its last checkpoint.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def pretrain(hparams: dict[str, Any], run_opts: RunOptions) -> None:
         checkpointer=checkpointer,
     )
     # Each interval ends with a validation, a checkpoint and an encoder.
-    brain.fit(brain.intervals(), data.train, data.valid)
+    with contextlib.closing(data):
+        brain.fit(brain.intervals(), data.train, data.valid)
 
 
 if __name__ == "__main__":

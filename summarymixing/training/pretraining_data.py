@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -125,6 +126,12 @@ class PretrainingData:
     sampler: UpdateBatchSampler
     hours: float
 
+    def close(self) -> None:
+        """End the workers of the training, which live on between updates."""
+        iterator = getattr(self.train, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
 
 def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
     """Read `train.csv` and `valid.csv` and make loaders of them.
@@ -180,16 +187,23 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
         pad_to_equal_length=False,
     )
 
+    num_workers = hparams["num_workers"]
+
     def loader(
         manifest: Manifest, batches: Sampler[Any], stage: str
     ) -> DataLoader[Any]:
+        # Workers of the training live from one validation to the next, those
+        # of a validation end with it. A fork shares the manifest.
+        can_fork = num_workers and sys.platform == "linux"
         return DataLoader(
             UtteranceDataset(manifest, tolerate_errors=True),
             batch_sampler=batches,
             collate_fn=MaskingCollate(seed=seed, scheme=scheme, stage=stage),
-            num_workers=hparams["num_workers"],
+            num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
+            persistent_workers=stage == "train" and num_workers > 0,
+            multiprocessing_context="fork" if can_fork else None,
         )
 
     return PretrainingData(

@@ -249,6 +249,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(
         tmp_path,
         "--max_updates=100000",
         "--checkpoint_every_updates=5",
+        "--num_workers=1",  # which must not keep the run from ending
     )
     for how, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
         before = _last_update(tmp_path)

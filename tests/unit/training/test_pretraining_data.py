@@ -1,5 +1,10 @@
 """Masked batches: a mask belongs to its utterance, a bad file costs itself."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -204,3 +209,51 @@ def test_an_unknown_mask_scheme_lists_the_known_ones(manifests):
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train\.csv"):
         load({"manifests": tmp_path})
+
+
+def workers(loader):
+    return {worker.pid for worker in loader._iterator._workers}
+
+
+def test_workers_live_from_one_range_of_updates_to_the_next(manifests):
+    data = load({"manifests": manifests, "num_workers": 2})
+    seen = []
+    for start, stop in ((0, 2), (2, 3)):
+        data.sampler.set_range(start, stop)
+        batches = list(data.train)
+        seen.append((len(batches), workers(data.train)))
+    (first, before), (second, after) = seen
+    assert (first, second) == (2, 1)
+    assert before == after and len(before) == 2
+    data.close()
+    assert not any(map(is_alive, before))
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_do_not_keep_a_failed_run_from_ending(manifests):
+    """They ignore the signal by which Python would end them."""
+    script = (
+        "import multiprocessing, sys\n"
+        "from tests.unit.training.test_pretraining_data import load\n"
+        "data = load({'manifests': sys.argv[1], 'num_workers': 1})\n"
+        "data.sampler.set_range(0, 9)\n"
+        "for batch in data.train:\n"
+        "    print(*[c.pid for c in multiprocessing.active_children()])\n"
+        "    raise ValueError\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(manifests)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "ValueError" in done.stderr and done.returncode == 1
+    assert not is_alive(int(done.stdout))
