@@ -8,7 +8,8 @@ Without further loggers no method here is a collective.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TrainLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from summarymixing.files import open_atomically, write_json
+from summarymixing.errors import UserError
+from summarymixing.files import describe_os_error, open_atomically, write_json
 from summarymixing.run.output_folder import LOG_NAME
 from summarymixing.run.processes import rank
 
 logger = get_logger(__name__)
+
+Entry = dict[str, Any]  # of the log: stage, update, and the metrics
 
 SPEECHBRAIN_STAGES = ("train", "valid", "test")
 
@@ -80,28 +84,27 @@ class RunLog:
         self._loggers = (
             [loggers] if isinstance(loggers, TrainLogger) else (loggers or ())
         )
-        self._board: SummaryWriter | None = None
+        self._outputs: dict[_LogFile | _Board, list[Entry]] = {}
+        self._is_failing = False
         if rank() != 0:
             return
         kept = [e for e in read_log(output_folder) if e["update"] <= resumed_at]
-        with open_atomically(output_folder / LOG_NAME) as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in kept)
-        self._board = SummaryWriter(
-            str(output_folder / "tensorboard"), purge_step=resumed_at + 1
-        )
+        try:
+            log_file = _LogFile(output_folder / LOG_NAME, kept)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        board = _Board(output_folder / "tensorboard", resumed_at + 1)
+        self._outputs = {log_file: [], board: []}
 
     def write(self, stage: str, update: int, metrics: dict[str, float]) -> None:
         """Add the metrics of a stage ("train", "valid", ...) at an update.
 
         Every process calls it: SpeechBrain's loggers wait for each other.
+        A disk that is full ends no run: what could not be written is kept
+        and written later.
         """
-        if self._board is not None:
-            with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
-                entry = {"stage": stage, "update": update, **metrics}
-                file.write(json.dumps(entry) + "\n")
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{name}/{stage}", value, update)
-            self._board.flush()
+        if self._outputs:
+            self._write_down({"stage": stage, "update": update, **metrics})
             shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             logger.info("%s, update %d: %s", stage, update, shown)
         if stage in SPEECHBRAIN_STAGES:
@@ -111,6 +114,87 @@ class RunLog:
                 )
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Replace `metrics.json`."""
-        if self._board is not None:
-            write_json(self.folder / "metrics.json", metrics)
+        """Replace `metrics.json`; where that fails, the log says so."""
+        if self._outputs:
+            try:
+                write_json(self.folder / "metrics.json", metrics)
+            except OSError as error:
+                self._report(error)
+
+    def _write_down(self, entry: Entry) -> None:
+        """Add an entry, and those that wait, to the file and the board."""
+        for waiting in self._outputs.values():
+            waiting.append(entry)
+        try:
+            for output, waiting in self._outputs.items():
+                output.write(waiting)
+                waiting.clear()
+        except OSError as error:
+            self._report(error)
+        else:
+            if self._is_failing:
+                logger.info("the metrics are written again, with none missing")
+            self._is_failing = False
+
+    def _report(self, error: OSError) -> None:
+        """Warn when writing begins to fail, not each time."""
+        if not self._is_failing:
+            self._is_failing = True
+            logger.warning(
+                "metrics cannot be written; training goes on, and they are "
+                "kept until they can be: %s",
+                describe_os_error(error),
+            )
+
+
+class _LogFile:
+    """`log.jsonl`, without what a failed write may leave at its end."""
+
+    def __init__(self, path: Path, entries: Iterable[Entry]) -> None:
+        self.path = path
+        with open_atomically(path, binary=True) as file:
+            file.write(_to_lines(entries))
+        self._num_bytes = path.stat().st_size  # that are known to be whole
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Append entries; OSError if they are not all written."""
+        with open(self.path, "ab") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > self._num_bytes:
+                file.truncate(self._num_bytes)
+            whole = min(size, self._num_bytes)
+            lines = _to_lines(entries)
+            file.write(lines)
+        # Network file systems may refuse a write as late as at the close.
+        self._num_bytes = whole + len(lines)
+
+
+class _Board:
+    """TensorBoard, whose writer does not survive an error."""
+
+    def __init__(self, folder: Path, first_update: int) -> None:
+        self.folder = folder
+        self._purge_step: int | None = first_update
+        self._writer: SummaryWriter | None = None
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Add entries; OSError if they are not all written."""
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(
+                    str(self.folder), purge_step=self._purge_step
+                )
+                self._purge_step = None
+            for entry in entries:
+                metrics = dict(entry)
+                stage, update = metrics.pop("stage"), metrics.pop("update")
+                for name, value in metrics.items():
+                    self._writer.add_scalar(f"{name}/{stage}", value, update)
+            self._writer.flush()
+        except OSError:
+            self._writer = None
+            raise
+
+
+def _to_lines(entries: Iterable[Entry]) -> bytes:
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
