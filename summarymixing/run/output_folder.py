@@ -16,6 +16,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +33,17 @@ from summarymixing.run.processes import on_main_process
 logger = get_logger(__name__)
 LOCK_NAME = ".lock"
 LOG_NAME = "log.jsonl"
-LOCK_OWNER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+)")
+LOCK_OWNER = re.compile(
+    r"process (?P<pid>\d+) on (?P<host>\S+)"
+    r"(?: in job (?P<job>\S+) start (?P<start>\d+))?(?P<renewed>, renewed)?"
+)
 LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
+
+# Where the file system has no locks: how often an owner renews its file, and
+# how long a file that nobody renews is watched. Network file systems may show
+# another machine's change a minute late.
+RENEW_S = 15.0
+WATCH_S = 120.0
 
 
 @contextlib.contextmanager
@@ -86,43 +97,87 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Keep a second run out of a folder while this one writes to it.
 
     The lock belongs to the process, so that a killed run leaves none behind.
-    On file systems without locks, the process id and host in the lock file
-    decide.
+    On file systems without locks (such as Lustre mounted without `flock`) the
+    owner writes down who it is and renews the time of the file; a file that
+    nobody renews belongs to a dead run.
 
     Arguments
     ---------
     folder : Path
         An existing folder. UserError while another run holds it.
     """
-    with open(folder / LOCK_NAME, "a+", encoding="utf-8") as file:
+    path = folder / LOCK_NAME
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "a+", encoding="utf-8"))
         file.seek(0)
-        owner = file.read().strip()
+        owner, text = file.read().strip(), _describe_owner()
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = False
         except OSError as error:
-            held = error.errno in LOCKED_ERRNOS or _is_alive(owner)
+            held = error.errno in LOCKED_ERRNOS
+            if not held:
+                held = _is_alive(owner, path)
+                text += ", renewed"
         if held:
             raise UserError(
                 f"{folder} is in use by another run ({owner or 'starting'}); "
-                "wait for it or choose another --output_folder"
+                "wait for it or choose another --output_folder. If that run "
+                f"is dead, delete {path}"
             )
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{text}\n")
         file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        stack.callback(file.truncate, 0)
+        if text.endswith(", renewed"):
+            stack.enter_context(_renewing(path))
+        yield
 
 
-def _is_alive(owner: str) -> bool:
-    """Return whether the process named in a lock file may still run."""
+def _describe_owner() -> str:
+    """Return what a lock file says of this process."""
+    text = f"process {os.getpid()} on {socket.gethostname()}"
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:  # the same after a requeue, but for the count of starts
+        start = os.environ.get("SLURM_RESTART_COUNT", "0")
+        text += f" in job {job} start {start}"
+    return text
+
+
+@contextlib.contextmanager
+def _renewing(path: Path) -> Iterator[None]:
+    """Renew the time of a file for as long as this process lives."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(RENEW_S):
+            with contextlib.suppress(OSError):  # the disk may come back
+                os.utime(path)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _is_alive(owner: str, path: Path) -> bool:
+    """Return whether the process named in a lock file may still run.
+
+    Without locks, and perhaps on another machine, whose clock may differ:
+    what is compared is the file with itself, some time later.
+    """
     match = LOCK_OWNER.fullmatch(owner)
     if match is None or int(match["pid"]) == os.getpid():
         return False
+    mine = LOCK_OWNER.fullmatch(_describe_owner())
+    same_job = mine and mine["job"] and mine["job"] == match["job"]
+    if same_job and mine and mine["start"] != match["start"]:
+        return False  # a job is queued again when all of it has ended
     if match["host"] != socket.gethostname():
-        return True  # another machine's processes cannot be seen from here
+        return match["renewed"] is None or _is_renewed(path)
     try:
         os.kill(int(match["pid"]), 0)
     except ProcessLookupError:
@@ -130,6 +185,24 @@ def _is_alive(owner: str) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _is_renewed(path: Path) -> bool:
+    """Watch a lock file; return whether its owner renews it."""
+    logger.info("watching %s for %d s: is its run alive?", path, WATCH_S)
+    before = _modified(path)
+    deadline = time.monotonic() + WATCH_S
+    while time.monotonic() < deadline:
+        time.sleep(RENEW_S / 15)
+        if _modified(path) != before:
+            return True
+    return False
+
+
+def _modified(path: Path) -> int:
+    # Network file systems ask the server when a file is opened.
+    with open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _open_folder(

@@ -253,6 +253,77 @@ def test_lock_without_file_system_support_follows_the_process(
         assert str(os.getpid()) in lock.read_text()
 
 
+@pytest.fixture
+def without_locks(tmp_path, monkeypatch):
+    """Write a lock file as another machine's run would, and watch briefly."""
+
+    def unsupported(*args):
+        raise OSError(errno.ENOSYS, "function not implemented")
+
+    monkeypatch.setattr(output_folder.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(output_folder, "RENEW_S", 0.15)
+    monkeypatch.setattr(output_folder, "WATCH_S", 0.6)
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / output_folder.LOCK_NAME
+
+
+def test_without_locks_a_dead_run_elsewhere_is_found_out(without_locks):
+    without_locks.write_text("process 4711 on gpu-17, renewed\n")
+    with output_folder.locked_folder(without_locks.parent):
+        assert str(os.getpid()) in without_locks.read_text()
+
+
+def test_without_locks_a_run_elsewhere_that_lives_is_left_alone(without_locks):
+    with output_folder.locked_folder(without_locks.parent):
+        text = without_locks.read_text()
+        assert text.endswith(", renewed\n")
+        without_locks.write_text("process 4711 on gpu-17, renewed\n")
+        with (
+            pytest.raises(UserError, match=f"dead, delete {without_locks}"),
+            output_folder.locked_folder(without_locks.parent),
+        ):
+            pass
+    # Nothing renews it any more.
+    without_locks.write_text("process 4711 on gpu-17, renewed\n")
+    with output_folder.locked_folder(without_locks.parent):
+        pass
+
+
+def test_without_locks_an_earlier_version_is_taken_for_alive(without_locks):
+    """It renewed nothing; the message tells the way out."""
+    without_locks.write_text("process 4711 on gpu-17\n")
+    with (
+        pytest.raises(UserError, match=f"dead, delete {without_locks}"),
+        output_folder.locked_folder(without_locks.parent),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_without_locks_a_requeued_job_goes_on_at_once(
+    without_locks, monkeypatch, start
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr(output_folder, "WATCH_S", 1000)
+    with monkeypatch.context() as before:
+        before.setattr(output_folder.socket, "gethostname", lambda: "gpu-17")
+        before.setattr(output_folder.os, "getpid", lambda: 4711)
+        owner = output_folder._describe_owner()
+    without_locks.write_text(f"{owner}, renewed\n")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+    if start:  # else it may be another step of the job
+        with output_folder.locked_folder(without_locks.parent):
+            assert "job 77 start 1" in without_locks.read_text()
+        return
+    monkeypatch.setattr(output_folder, "_is_renewed", lambda path: True)
+    with (
+        pytest.raises(UserError, match="job 77 start 0"),
+        output_folder.locked_folder(without_locks.parent),
+    ):
+        pass
+
+
 def test_user_error_of_the_recipe_is_one_message(recipe, capsys):
     def refuse(hparams, run_opts):
         raise UserError("no such corpus")
