@@ -9,10 +9,21 @@ import glob
 import json
 import os
 import secrets
+import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+# What systems answer that have no locks, or cannot flush a folder's names.
+UNSUPPORTED_ERRNOS = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EBADF}
+)
+
+# Where there are no locks: a writer that has added nothing for as long is
+# dead. The clocks of two machines may differ by minutes.
+DEAD_WRITER_S = 3600.0
 
 
 @contextmanager
@@ -84,7 +95,7 @@ def _create_aside(target: Path) -> tuple[Path, int]:
         aside = target.with_name(name)
         descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The lock says that the writer lives. Some network file systems have
-        # none; leftovers stay on them.
+        # none; there, the age of a file decides.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if aside.exists():
@@ -97,7 +108,14 @@ def _remove_leftovers(target: Path) -> None:
     pattern = f".{glob.escape(target.name)}.*.partial"
     for aside in target.parent.glob(pattern):
         with suppress(OSError), open(aside, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                age_s = time.time() - os.fstat(file.fileno()).st_mtime
+                if error.errno not in UNSUPPORTED_ERRNOS:
+                    continue  # somebody holds it
+                if age_s < DEAD_WRITER_S:
+                    continue
             aside.unlink()
 
 
@@ -114,10 +132,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the list of names of a folder, is on the disk."""
+    """Wait until a file, or the list of names of a folder, is on the disk.
+
+    Some network and FUSE file systems refuse to flush folders; their names
+    are as safe as such a system makes them.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if not (is_folder and error.errno in UNSUPPORTED_ERRNOS):
+            raise
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ run killed meanwhile leaves a folder from which it cannot resume.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
@@ -37,10 +38,12 @@ logger = get_logger(__name__)
 
 STAGING_NAME = ".saving"  # one writer for each folder, see locked_folder
 TRASH_NAME = ".deleting"
+TRIAL_NAME = ".trial"
 PREVIOUS_SUFFIX = "+previous"
 FINGERPRINT_KEY = "fingerprint"
 # What torch says, as a RuntimeError, where a file cannot be written further.
 WRITE_ERRORS = ("inline_container", "iostream error")
+ROOM_NEEDED = "Saving needs room for one checkpoint more than are kept."
 MESSAGE_CHARACTERS = 600
 
 
@@ -99,6 +102,23 @@ class AtomicCheckpointer(Checkpointer):
         super().add_recoverables(recoverables)
         for name in recoverables:
             self.optional_recoverables.setdefault(name, False)
+
+    def try_saving(self) -> None:
+        """Save and delete a few bytes; every rank calls it.
+
+        A folder where nothing can be saved is told before hours of training
+        depend on it: UserError on every rank.
+        """
+        on_main_process(self._save_and_delete_trial)
+
+    def _save_and_delete_trial(self) -> None:
+        final = self.checkpoints_dir / TRIAL_NAME
+        with self._staging_folder() as staging, self._explain_failure():
+            staging.mkdir(parents=True)
+            (staging / "trial").write_bytes(bytes(1024))
+            seal(staging)
+            self._publish(staging, final)
+        self._delete(final)
 
     def save_checkpoint(
         self,
@@ -274,7 +294,7 @@ class AtomicCheckpointer(Checkpointer):
         with self._staging_folder() as staging:
             writer = Checkpointer(staging, self.recoverables)
             writer.custom_save_hooks = self.custom_save_hooks
-            try:
+            with self._explain_failure():
                 staged = writer.save_checkpoint(
                     meta,
                     end_of_epoch,
@@ -283,12 +303,6 @@ class AtomicCheckpointer(Checkpointer):
                 )
                 seal(staged.path)
                 self._publish(staged.path, final)
-            except OSError as error:
-                raise self._failed(describe_os_error(error)) from error
-            except RuntimeError as error:
-                if not any(words in str(error) for words in WRITE_ERRORS):
-                    raise
-                raise self._failed("is the disk full?") from error
         logger.log(verbosity, "Saved a checkpoint in %s", final)
         return self._construct_checkpoint_objects([final])[0]
 
@@ -325,12 +339,26 @@ class AtomicCheckpointer(Checkpointer):
             logger.warning("Not deleted: %s", describe_os_error(error))
         shutil.rmtree(trash, ignore_errors=True)
 
-    def _failed(self, reason: str) -> UserError:
-        return UserError(
+    @contextlib.contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        """Turn what the system refuses into a UserError."""
+        cause: Exception
+        try:
+            yield
+        except OSError as error:
+            reason, cause = f"{describe_os_error(error)}.", error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason += f" {ROOM_NEEDED}"
+        except RuntimeError as error:
+            if not any(words in str(error) for words in WRITE_ERRORS):
+                raise
+            reason, cause = f"is the disk full? {ROOM_NEEDED}", error
+        else:
+            return
+        raise UserError(
             f"could not save a checkpoint in {self.checkpoints_dir}: {reason} "
-            "Saving needs room for one checkpoint more than are kept. Earlier "
-            "checkpoints are intact"
-        )
+            "Earlier checkpoints are intact"
+        ) from cause
 
 
 def open_checkpoints(
@@ -355,7 +383,8 @@ def open_checkpoints(
     Returns
     -------
     AtomicCheckpointer
-        UserError where the last whole checkpoint has another fingerprint.
+        UserError where the last whole checkpoint has another fingerprint, or
+        where none can be saved.
 
     Example
     -------
@@ -365,6 +394,7 @@ def open_checkpoints(
     >>> _ = open_checkpoints(folder, {"model": model}, *kept)
     """
     checkpointer = AtomicCheckpointer(folder, recoverables, fingerprint)
+    checkpointer.try_saving()
     last = checkpointer.find_checkpoint()
     if last is None:
         return checkpointer

@@ -1,8 +1,10 @@
 """Files appear whole, with the user's permissions, or not at all."""
 
+import errno
 import os
 import resource
 import stat
+import time
 
 import pytest
 
@@ -51,6 +53,23 @@ def test_what_a_kill_left_behind_is_written_over(tmp_path):
     with open_atomically(tmp_path / "file") as file:
         file.write("whole")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("hours, stays", [(0.5, True), (2, False)])
+def test_without_locks_leftovers_go_by_their_age(
+    tmp_path, monkeypatch, hours, stays
+):
+    def unsupported(*args):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr("summarymixing.files.fcntl.flock", unsupported)
+    leftover = tmp_path / ".file.0123abcd.partial"
+    leftover.write_text("half")
+    os.utime(leftover, times=(time.time() - 3600 * hours,) * 2)
+    with open_atomically(tmp_path / "file") as file:
+        file.write("whole")
+    assert (tmp_path / "file").read_text() == "whole"
+    assert leftover.exists() == stays
 
 
 def test_two_writers_do_not_mix_their_contents(tmp_path):

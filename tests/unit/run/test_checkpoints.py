@@ -1,9 +1,11 @@
 """Checkpoints are whole or absent, whatever stops or damages them."""
 
+import errno
 import os
 import random
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -265,6 +267,48 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch, fill):
     assert weights.number() == 1
     save(checkpointer, 3)
     assert [c.meta["number"] for c in checkpointer.list_checkpoints()] == [3]
+
+
+@pytest.fixture
+def refuse_folders(monkeypatch):
+    """Return a function that lets no folder be flushed, with some errno."""
+    flush_file = os.fsync
+
+    def refuse(number: int) -> None:
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            flush_file(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_folders_that_cannot_be_flushed_are_no_error(
+    tmp_path, refuse_folders, number
+):
+    refuse_folders(number)
+    checkpointer, weights = saved(tmp_path, 1)
+    checkpointer.recover_if_possible()
+    assert weights.number() == 1
+
+
+def test_folder_where_nothing_can_be_saved_is_told_first(
+    tmp_path, refuse_folders
+):
+    recoverables = {"weights": Weights()}
+    open_checkpoints(tmp_path, recoverables, {}, {})
+    assert [*tmp_path.iterdir()] == []
+    refuse_folders(errno.EIO)
+    with pytest.raises(UserError) as caught:
+        open_checkpoints(tmp_path, recoverables, {}, {})
+    assert str(caught.value) == (
+        f"could not save a checkpoint in {tmp_path}: Input/output error. "
+        "Earlier checkpoints are intact"
+    )
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(
