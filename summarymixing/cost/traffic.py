@@ -7,19 +7,16 @@ an operator, are not seen, so the bytes are a lower limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from summarymixing.cost.operations import without_content
+from summarymixing.cost.memory import fake_training, kept_for_backward
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 
 aten = torch.ops.aten
@@ -48,7 +45,7 @@ class Traffic(NamedTuple):
 def count_traffic(step: Callable[[], object]) -> Traffic:
     """Run a function and count operators and the bytes that they move.
 
-    It may run on fake tensors (`operations.without_content`), at any size.
+    It may run on fake tensors (`memory.fake_training`), at any size.
 
     Example
     -------
@@ -68,24 +65,46 @@ def encoder_traffic(
     Arguments
     ---------
     encoder : Wav2Vec2Encoder
-        Attention must be without dropout, see `as_on_cuda`; layer drop counts
-        as none.
+        Layer drop counts as none, memory budgets as 1.
     utterances, frames : int
         B and T of the batch.
     """
-    mode, traced = without_content(encoder)
-    traced.train().conformer.layer_drop = 0.0
-    channels = encoder.config["front_end_channels"]
-
-    def step() -> None:
+    with fake_training():
+        twin = encoder.untrained_twin(layer_drop=0.0).train()
+        channels = encoder.config["front_end_channels"]
         latents = torch.zeros(utterances, frames, channels, requires_grad=True)
         padding_mask = torch.zeros(utterances, frames, dtype=torch.bool)
-        with as_on_cuda():
-            encoded = traced.contextualise(latents, padding_mask)
-        encoded.output.sum().backward()
 
-    with mode:
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                encoded = twin.contextualise(latents, padding_mask)
+            encoded.output.sum().backward()
+
         return count_traffic(step)
+
+
+def kept_per_frame(encoder: Wav2Vec2Encoder, frames: int) -> float:
+    """Return the bytes that a layer keeps for the backward pass per frame.
+
+    Of a GPU in bf16, without what does not grow with the batch, for utterances
+    of so many frames.
+    """
+    with fake_training():
+        layer = encoder.untrained_twin().conformer.layers[0].train()
+
+        def kept(utterances: int) -> int:
+            x = torch.zeros(
+                utterances, frames, encoder.d_model, requires_grad=True
+            )
+            padding_mask = torch.zeros(utterances, frames, dtype=torch.bool)
+
+            def forward() -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return layer(x, padding_mask)
+
+            return kept_for_backward(forward)
+
+        return (kept(3) - kept(2)) / frames
 
 
 class _Census(TorchDispatchMode):
@@ -116,32 +135,3 @@ def _num_bytes(x: Any) -> int:
     # Along an expanded dimension the same bytes are read again, from cache.
     sizes = zip(x.shape, x.stride(), strict=True)
     return x.element_size() * prod(n for n, step in sizes if step or not n)
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Let a forward pass on the CPU take the steps of one on a GPU in bf16.
-
-    CUDA's autocast computes and returns layer norms in float32, the CPU's
-    does not; and dropout is one kernel there, three here. Attention with
-    dropout stays different: here it makes the (T, T) weights, there it does
-    not; count it without.
-    """
-    with torch.autocast("cpu", torch.bfloat16), _CudaFunctions():
-        yield
-
-
-class _CudaFunctions(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.layer_norm:
-            args = (args[0].float(), *args[1:])
-        if func is F.dropout and kwargs["training"]:
-            return torch.native_dropout(args[0], kwargs["p"], True)[0]
-        return func(*args, **kwargs)

@@ -1,12 +1,12 @@
 """Kernels and bytes are those of the operators, once each."""
 
 import torch
-import torch.nn.functional as F
 
+from summarymixing.cost.stock import AttentionWithWeights
 from summarymixing.cost.traffic import (
-    as_on_cuda,
     count_traffic,
     encoder_traffic,
+    kept_per_frame,
 )
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 
@@ -25,16 +25,6 @@ def test_views_move_nothing():
     assert count_traffic(lambda: expanded.sum()) == (1, 4 * (15 + 1))
 
 
-def test_types_and_kernels_are_those_of_a_gpu():
-    x = torch.rand(4, 6, dtype=torch.bfloat16)
-    with as_on_cuda():
-        assert F.layer_norm(x, (6,)).dtype == torch.float32
-        dropped = count_traffic(lambda: F.dropout(x, 0.5, training=True))
-        kept = count_traffic(lambda: F.dropout(x, 0.5, training=False))
-    assert dropped == (1, 24 * (2 + 2 + 1))  # bf16 twice, and a mask
-    assert kept == (0, 0)
-
-
 def test_an_encoder_moves_more_with_frames_but_starts_the_same_kernels():
     encoder = Wav2Vec2Encoder(num_layers=1, d_model=16, d_ffn=24)
     short, middle, long = (encoder_traffic(encoder, 2, t) for t in (8, 16, 24))
@@ -43,3 +33,15 @@ def test_an_encoder_moves_more_with_frames_but_starts_the_same_kernels():
     assert middle.num_bytes - short.num_bytes == 16 * per_frame
     # At least the input and output of each product, in bf16.
     assert per_frame > 3 * 2 * (4 * (16 + 24) + 2 * 16 + 2 * 10)
+
+
+def test_a_layer_keeps_the_same_of_each_frame_unless_it_keeps_weights():
+    sizes = {"num_layers": 1, "d_model": 16, "d_ffn": 24}
+    ours = Wav2Vec2Encoder(**sizes)
+    # And a little for each utterance, its summary.
+    kept = [frames * kept_per_frame(ours, frames) for frames in (10, 20, 30)]
+    assert kept[2] - kept[1] == kept[1] - kept[0]
+    weights = Wav2Vec2Encoder(mixer=AttentionWithWeights, **sizes)
+    # At least one weight of bf16 for each frame and head.
+    more = kept_per_frame(weights, 20) - kept_per_frame(weights, 10)
+    assert more >= 10 * 2 * 8
