@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from summarymixing.nnet.depthwise import depthwise_convolution
 from summarymixing.nnet.gradients import with_zero_gradients
+from summarymixing.nnet.layers import Dropout, Linear
 from summarymixing.nnet.masking import zero_padding
 from summarymixing.nnet.mixer import MixerFactory
 from summarymixing.nnet.randomness import seeded_generator
@@ -33,11 +35,11 @@ class FeedForward(nn.Sequential):
     def __init__(self, d_model: int, d_ffn: int, dropout: float = 0.1) -> None:
         super().__init__(
             nn.LayerNorm(d_model),
-            nn.Linear(d_model, d_ffn),
+            Linear(d_model, d_ffn),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(d_ffn, d_model),
-            nn.Dropout(dropout),
+            Dropout(dropout),
+            Linear(d_ffn, d_model),
+            Dropout(dropout),
         )
 
 
@@ -72,7 +74,7 @@ class ConvolutionModule(nn.Module):
                 f"{kernel_size + 1}: an even kernel would shift the frames."
             )
         self.norm = nn.LayerNorm(d_model)
-        self.gated = nn.Linear(d_model, 2 * d_model)
+        self.gated = Linear(d_model, 2 * d_model)
         self.depthwise = nn.Conv1d(
             d_model,
             d_model,
@@ -81,14 +83,16 @@ class ConvolutionModule(nn.Module):
             groups=d_model,
         )
         self.norm_inside = nn.LayerNorm(d_model)
-        self.project = nn.Linear(d_model, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.project = Linear(d_model, d_model)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Map x (B, T, D) to (B, T, D), zero on padding."""
         gated = F.glu(self.gated(self.norm(x)), dim=-1)
         gated = zero_padding(gated, padding_mask)
-        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        mixed = depthwise_convolution(
+            gated, self.depthwise.weight, self.depthwise.bias
+        )
         mixed = self.project(F.gelu(self.norm_inside(mixed)))
         return zero_padding(self.dropout(mixed), padding_mask)
 
@@ -126,17 +130,17 @@ class ConformerEncoderLayer(nn.Module):
         self.feed_forward_in = FeedForward(d_model, d_ffn, dropout)
         self.norm_mixer = nn.LayerNorm(d_model)
         self.mixer = mixer(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.convolution = ConvolutionModule(d_model, kernel_size, dropout)
         self.feed_forward_out = FeedForward(d_model, d_ffn, dropout)
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Map x (B, T, D) to (B, T, D); True in padding_mask is padding."""
-        x = x + 0.5 * self.feed_forward_in(x)
+        x = torch.add(x, self.feed_forward_in(x), alpha=0.5)
         x = x + self.dropout(self.mixer(self.norm_mixer(x), padding_mask))
         x = x + self.convolution(x, padding_mask)
-        return self.norm(x + 0.5 * self.feed_forward_out(x))
+        return self.norm(torch.add(x, self.feed_forward_out(x), alpha=0.5))
 
 
 class EncoderOutput(NamedTuple):

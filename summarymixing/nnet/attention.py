@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from torch import Tensor, nn
 
+from summarymixing.nnet.layers import Linear
 from summarymixing.nnet.masking import zero_padding
 from summarymixing.nnet.summary_mixing import head_width
 
@@ -43,8 +44,8 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         self.width = head_width(d_model, num_heads)
         self.dropout = dropout
-        self.project_in = nn.Linear(d_model, 3 * d_model)
-        self.project_out = nn.Linear(d_model, d_model)
+        self.project_in = Linear(d_model, 3 * d_model)
+        self.project_out = Linear(d_model, d_model)
         nn.init.zeros_(self.project_in.bias)
         nn.init.zeros_(self.project_out.bias)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from summarymixing.nnet.layers import Dropout, Linear
 from summarymixing.nnet.masking import masked_mean, zero_padding
 
 
@@ -102,13 +103,13 @@ class SummaryMixing(nn.Module):
             raise ValueError(f"mode must be 'full' or 'lite', not {mode!r}.")
         width = head_width(d_model, num_heads)
         self.num_heads, self.width, self.mode = num_heads, width, mode
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         branches = 2 if mode == "full" else 1
         self.hidden = HeadwiseLinear(num_heads, width, branches * width)
         self.summary_out = HeadwiseLinear(num_heads, width, width)
         if mode == "full":
             self.local_out = HeadwiseLinear(num_heads, width, width)
-            self.combine_local = nn.Linear(d_model, d_model)
+            self.combine_local = Linear(d_model, d_model)
             self.combine_summary = nn.Linear(d_model, d_model, bias=False)
             # The halves of one matrix: its 2 D inputs give the bound.
             bound = 1 / math.sqrt(2 * d_model)
