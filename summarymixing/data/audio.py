@@ -201,7 +201,8 @@ def _read_frames(
         )
     if frames.shape[1] == 1:
         return frames[:, 0]
-    return frames.mean(axis=1, dtype=np.float32)
+    # Channel after channel: a mean over pairs is slower than decoding them.
+    return np.ascontiguousarray(frames.T).mean(axis=0, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)
