@@ -1,0 +1,427 @@
+"""Measure how fast data reaches a GPU, and what a large manifest costs.
+
+python recipes/benchmark/feed.py [MANIFESTS] [--rows=500000] [--output=NAME]
+
+Audio: hours per hour through the loader of pre-training (reading, decoding,
+masking, padding, pinning) for several numbers of workers, from `train.csv` and
+`valid.csv` in MANIFESTS or, without, from synthetic FLAC recordings of ten
+minutes. Files that were read before come from memory, so this is the work of
+the processor; a disk may be slower.
+
+Manifest: seconds and memory of reading one of `--rows` rows, of planning an
+epoch, and of workers that parse rows, in several processes at once.
+
+A Markdown report is printed, and written with a JSON file as NAME.md and
+NAME.json.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from summarymixing.data.audio import SAMPLE_RATE_HZ
+from summarymixing.data.batching import BatchPlan, start_worker
+from summarymixing.data.manifest import Manifest, Row, write_manifest
+from summarymixing.data.manifest_index import SUFFIX
+from summarymixing.errors import exit_on_user_error
+from summarymixing.files import open_atomically, write_json
+from summarymixing.run.hparams_file import HparamsFile
+from summarymixing.training.pretraining_data import load_pretraining_data
+
+SETTINGS = Path(__file__).parents[2] / "hparams" / "shared" / "pretraining.yaml"
+
+# Hours of audio per GPU hour. SpidR: 16 x 237.5 s x 400k updates in 48 h on
+# four H100 (its table of speeds). The paper: 480,000 h in 164 h on four A100.
+SPEEDS = {"our aim": 5000, "SpidR, H100": 2199, "the paper, A100": 732}
+
+RECORDINGS, RECORDING_S = 6, 600
+MIB = 2**20
+
+# A machine of eight GPUs, for which memory is added up.
+PROCESSES, WORKERS = 8, 8
+
+
+def write_recordings(
+    folder: Path, *, count: int = RECORDINGS, seconds: int = RECORDING_S
+) -> None:
+    """Write FLAC files that are as hard to decode as speech, and manifests.
+
+    Arguments
+    ---------
+    folder : Path
+        Will hold the recordings, train.csv and valid.csv.
+    count, seconds : int
+        How many recordings, and how long.
+    """
+    size = seconds * SAMPLE_RATE_HZ
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(size))
+    spectrum /= np.maximum(np.arange(len(spectrum)), size // 200)  # 1/f
+    syllables = np.sin(np.arange(size) * (4 * math.pi / SAMPLE_RATE_HZ)) ** 2
+    samples = np.fft.irfft(spectrum, size) * syllables
+    samples *= 0.5 / np.abs(samples).max()
+    rows = []
+    for number in range(count):
+        path = folder / f"{number}.flac"
+        soundfile.write(path, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+        # Two clips are joined to 30 s, as in Libri-Light.
+        rows += [
+            Row(
+                f"{number}-{start}",
+                str(path.absolute()),
+                ((start, start + 14.5), (start + 15.0, start + 30.5)),
+                30.0,
+            )
+            for start in range(0, seconds - 31, 31)
+        ]
+    for name in ("train.csv", "valid.csv"):
+        write_manifest(folder / name, rows)
+
+
+def measure_loader(
+    manifests: Path, num_workers: int, num_batches: int
+) -> dict[str, float]:
+    """Return hours of audio per hour of the loader of pre-training.
+
+    Arguments
+    ---------
+    manifests : Path
+        The folder of train.csv and valid.csv.
+    num_workers : int
+        Worker processes; 0 loads in this process.
+    num_batches : int
+        Micro-batches to load; the first one is not timed.
+
+    Returns
+    -------
+    dict
+        workers, hours_per_hour, and hours_per_core_hour, which divides by the
+        time of the processors instead of the clock's.
+    """
+    file = HparamsFile.read(SETTINGS)
+    file.override(
+        {
+            "manifests": str(manifests),
+            "output_folder": "unused",
+            "num_workers": num_workers,
+            "accumulation": 1,
+        }
+    )
+    data = load_pretraining_data({key: file.value(key) for key in file.keys})
+    data.sampler.set_range(0, num_batches)
+    core_s = -_core_seconds()
+    batches = iter(data.train)
+    first_s = next(batches).seconds
+    start = time.perf_counter()
+    # All of them: what workers prepare in advance is used, too.
+    audio_s = sum(batch.seconds for batch in batches)
+    clock_s = time.perf_counter() - start
+    del batches, data  # workers end and hand in their times
+    core_s += _core_seconds()
+    return {
+        "workers": num_workers,
+        "hours_per_hour": audio_s / clock_s,
+        "hours_per_core_hour": (first_s + audio_s) / core_s,
+    }
+
+
+def _core_seconds() -> float:
+    """Return the time that processors worked for us and ended children."""
+    return sum(os.times()[:4])
+
+
+def make_rows(count: int) -> Iterator[Row]:
+    """Yield rows as Libri-Light has them: 200 bytes, 100 to a recording."""
+    for number in range(count):
+        recording, part = divmod(number, 100)
+        name = (
+            f"large/{recording % 7000}/sea_fairies_{recording:07d}_librivox_"
+            f"64kb_mp3/{recording % 40:02d}_baum_sea_fairies_64kb"
+        )
+        start = 31.25 * part
+        middle = start + 6.5 + number % 17
+        segments = ((start, middle), (middle + 0.5, start + 30.04))
+        seconds = sum(b - a for a, b in segments)
+        path = f"/data/librilight/{name}.flac"
+        yield Row(f"{name}-{part:04d}", path, segments, seconds)
+
+
+class _Rows(Dataset[int]):
+    """Rows that are parsed; an item is the process that did it."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def __getitem__(self, index: int) -> int:
+        _ = self.manifest[index]
+        return os.getpid()
+
+
+def measure_rank(
+    path: Path, *, num_workers: int, num_touched: int
+) -> dict[str, Any]:
+    """Read a manifest as a training process does, and use it in workers.
+
+    Arguments
+    ---------
+    path : Path
+        The manifest.
+    num_workers : int
+        Worker processes of this process; at least 1.
+    num_touched : int
+        Rows that these parse, at random.
+
+    Returns
+    -------
+    dict
+        Seconds to read, to plan and to order an epoch, and MiB of memory of
+        its own (not shared, not a cached file) that this process takes for
+        them, and that a worker takes between its first rows and its last.
+    """
+    result: dict[str, Any] = {}
+
+    def measure(name: str, work: Callable[[], Any]) -> Any:
+        memory, start = private_mib(), time.perf_counter()
+        value = work()
+        result[f"{name}_s"] = time.perf_counter() - start
+        result[f"{name}_mib"] = private_mib() - memory
+        return value
+
+    manifest = measure("read", lambda: Manifest.read(path))
+    plan = measure(
+        "plan",
+        lambda: BatchPlan(manifest.durations, seed=0, max_batch_seconds=360),
+    )
+    result["batches"] = len(plan)
+    # Kept, since a run keeps its epoch too.
+    _order = measure("epoch", lambda: plan.batches(epoch=1))
+    touched = np.random.default_rng(0).integers(len(manifest), size=num_touched)
+    loader = DataLoader(
+        _Rows(manifest),
+        sampler=touched.tolist(),
+        batch_size=max(1, num_touched // 50),
+        num_workers=num_workers,
+        collate_fn=set,
+        worker_init_fn=start_worker,
+    )
+    memory_of: dict[int, list[float]] = {}
+    for pids in loader:
+        for pid in pids:
+            memory_of.setdefault(pid, []).append(private_mib(pid))
+    # A worker may have ended when its last rows are looked at.
+    seen = [[m for m in values if m > 0] for values in memory_of.values()]
+    result["worker_mib"] = max(values[-1] - values[0] for values in seen)
+    start = time.perf_counter()
+    for index in touched:
+        _ = manifest[index]
+    result["row_us"] = 1e6 * (time.perf_counter() - start) / num_touched
+    return result
+
+
+def private_mib(pid: int | str = "self") -> float:
+    """Return the memory that a process has for itself, in MiB; 0 if gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+    except OSError:
+        return 0.0
+    fields = dict(line.split(":") for line in text.splitlines()[1:])
+    return float(fields["Private_Dirty"].split()[0]) / 1024
+
+
+def measure_manifest(
+    folder: Path, *, num_rows: int, ranks: int, workers: int, num_touched: int
+) -> dict[str, Any]:
+    """Measure a manifest of many rows: the first reading, and later ones.
+
+    Arguments
+    ---------
+    folder : Path
+        Takes the manifest.
+    num_rows : int
+        Its rows.
+    ranks, workers : int
+        Training processes that read it at once, and workers of each.
+    num_touched : int
+        Rows that the workers of a process parse.
+
+    Returns
+    -------
+    dict
+        cold: what `measure_rank` gives for a process that comes first; warm:
+        the same for each of `ranks`, that come later and all at once.
+    """
+    path = write_manifest(folder / "rows.csv", make_rows(num_rows))
+
+    def measure_at_once(number: int) -> list[dict[str, Any]]:
+        context = multiprocessing.get_context("fork")
+        ends = []
+        for _ in range(number):
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(
+                target=lambda end=there: end.send(
+                    measure_rank(
+                        path, num_workers=workers, num_touched=num_touched
+                    )
+                )
+            )
+            process.start()
+            there.close()  # so that a process that fails is noticed
+            ends.append(here)
+        return [end.recv() for end in ends]
+
+    (cold,) = measure_at_once(1)
+    warm = measure_at_once(ranks)
+    index = path.with_name(path.name + SUFFIX)
+    index_mib = index.stat().st_size / MIB if index.exists() else 0.0
+    own = max(r["read_mib"] + r["plan_mib"] + r["epoch_mib"] for r in warm)
+    worker_mib = max(r["worker_mib"] for r in warm)
+    return {
+        "rows": num_rows,
+        "text_mib": path.stat().st_size / MIB,
+        "index_mib": index_mib,
+        "cold": cold,
+        "warm": warm,
+        "workers": workers,
+        "machine_mib": index_mib + PROCESSES * (own + WORKERS * worker_mib),
+    }
+
+
+def report(data: dict[str, Any]) -> str:
+    """Return the measurements as Markdown."""
+    loader, manifest = data["loader"], data["manifest"]
+    lines = [
+        f"# Feed ({data['cores']} cores)",
+        "",
+        f"Audio: {data['audio']}",
+        "",
+        "| workers | hours of audio per hour | per hour of one core |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {entry['workers']} | {entry['hours_per_hour']:,.0f} | "
+        f"{entry['hours_per_core_hour']:,.0f} |"
+        for entry in loader
+    ]
+    lines += [
+        "",
+        "| one GPU at | hours of audio per hour | cores it keeps busy |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {entry['hours_per_hour']:,} | {entry['cores']:.2f} |"
+        for name, entry in data["needed"].items()
+    ]
+    warm = {
+        key: max(rank[key] for rank in manifest["warm"])
+        for key in manifest["cold"]
+    }
+    columns = [manifest["cold"], warm]
+    lines += [
+        "",
+        f"Manifest of {manifest['rows']:,} rows, {manifest['text_mib']:,.0f} "
+        f"MiB, index {manifest['index_mib']:,.0f} MiB; the worst of "
+        f"{len(manifest['warm'])} processes with {manifest['workers']} workers "
+        "each",
+        "",
+        "| | first reading | later, at once |",
+        "|---|---|---|",
+    ]
+    for key, words, digits in (
+        ("read_s", "read, s", 2),
+        ("plan_s", "plan of batches, s", 2),
+        ("epoch_s", "order of an epoch, s", 2),
+        ("row_us", "parse a row, µs", 1),
+        ("read_mib", "own memory for the rows, MiB", 1),
+        ("plan_mib", "... for the plan, MiB", 1),
+        ("epoch_mib", "... for an epoch, MiB", 1),
+        ("worker_mib", "... that a worker gains by use, MiB", 1),
+    ):
+        values = " | ".join(f"{column[key]:,.{digits}f}" for column in columns)
+        lines.append(f"| {words} | {values} |")
+    lines += [
+        "",
+        f"A machine of {PROCESSES} processes with {WORKERS} workers each needs "
+        f"{manifest['machine_mib']:,.0f} MiB for these rows (computed: the "
+        "index once, the rest as above), and caches the text.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def measure(options: Any) -> dict[str, Any]:
+    """Take all measurements that the command line asks for."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = measure_manifest(
+            folder,
+            num_rows=options.rows,
+            ranks=options.ranks,
+            workers=options.rank_workers,
+            num_touched=options.touched,
+        )
+        audio = options.manifests
+        if audio is None:
+            write_recordings(folder)
+            audio = folder
+        loader = [
+            measure_loader(audio, number, options.batches)
+            for number in options.workers
+        ]
+    per_core = min(entry["hours_per_core_hour"] for entry in loader)
+    speeds = dict(SPEEDS)
+    if options.speed:
+        speeds["--speed"] = options.speed
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "audio": str(options.manifests or "synthetic FLAC of ten minutes"),
+        "loader": loader,
+        "needed": {
+            name: {"hours_per_hour": speed, "cores": speed / per_core}
+            for name, speed in speeds.items()
+        },
+        "manifest": manifest,
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = ArgumentParser(description="Measure the feed of a training run.")
+    parser.add_argument("manifests", type=Path, nargs="?", metavar="MANIFESTS")
+    add = parser.add_argument
+    add("--rows", type=int, default=500_000, help="of the large manifest")
+    add("--workers", type=_numbers, default=[0, 1, 2], help="0,1,2")
+    add("--batches", type=int, default=100, help="for each of --workers")
+    add("--speed", type=int, help="hours of audio per GPU hour to feed")
+    add("--ranks", type=int, default=2, help="that read the manifest at once")
+    add("--rank_workers", type=int, default=2, help="workers of each of them")
+    add("--touched", type=int, default=100_000, help="rows that these parse")
+    add("--output", type=Path, metavar="NAME", help="for NAME.json, NAME.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # one core is one core
+    data = measure(options)
+    text = report(data)
+    print(text)
+    if options.output is not None:
+        write_json(options.output.with_suffix(".json"), data)
+        with open_atomically(options.output.with_suffix(".md")) as file:
+            file.write(text)
+
+
+def _numbers(text: str) -> Sequence[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
