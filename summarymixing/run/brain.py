@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -115,6 +116,8 @@ class ResumableBrain(sb.Brain):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # A bar in a file is a line for each of its steps.
+        self.noprogressbar |= not sys.stderr.isatty()
         self.model = self.modules[self.LEARNER]  # without DDP around it
         self.rank = processes.rank()
         self.world_size = processes.world_size()

@@ -16,6 +16,11 @@ import torch.distributed as dist
 from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
 
+from summarymixing.cost.operations import (
+    Operations,
+    peak_flops,
+    training_operations,
+)
 from summarymixing.data.batching import BatchPlan
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import FRAMES_PER_SECOND
@@ -38,8 +43,11 @@ from summarymixing.training.pretraining_data import (
 from summarymixing.training.pretraining_statistics import (
     LoggingWindow,
     MetricSums,
+    most_of_all,
+    peak_memory,
 )
 from summarymixing.training.schedules import make_schedule
+from summarymixing.training.traces import TraceOfUpdates
 
 logger = get_logger(__name__)
 
@@ -89,6 +97,10 @@ class PretrainingBrain(ResumableBrain):
         self.unreadable = self.utterances = 0
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
+        self.operations: Operations | None = None  # where a share is known
+        self.trace = TraceOfUpdates(
+            self.folder / "trace.json.gz", h.profile_updates
+        )
         self._open_window()
 
     def intervals(self) -> Iterator[int]:
@@ -112,8 +124,22 @@ class PretrainingBrain(ResumableBrain):
 
     def on_fit_start(self) -> None:
         """Compile, wrap, make the optimiser, resume."""
+        if self.device_type == "cuda":
+            self._count_operations()
         super().on_fit_start()
+        self.progress.gpu_seconds += self.seconds_compiling * self.world_size
         self._open_window()
+        self.window.seconds_compiling = self.seconds_compiling
+
+    def _count_operations(self) -> None:
+        try:
+            self.operations = training_operations(self.model)
+        except RuntimeError as error:  # a mixer that looks at its values
+            logger.warning(
+                "share_of_peak is not logged, since operations cannot be "
+                "counted: %s",
+                error,
+            )
 
     def describe_batches(self) -> dict[str, float]:
         """Return what the batches depend on beside seed and update."""
@@ -168,12 +194,21 @@ class PretrainingBrain(ResumableBrain):
             with self.training_ctx:
                 output = self._forward(batch, layer_drop_seed=seed)
             self.scaler.scale(output.loss / self.nominal_frames).backward()
-        self.window.sums.add(output, batch.seconds)
+        self.window.sums.add(output, batch.seconds, self._multiply_adds(batch))
         self.update_frames += output.frames
         if should_step:
             self.optimizers_step()
         self.window.idle_since = time.perf_counter()
         return output.loss.detach()
+
+    def _multiply_adds(self, batch: PretrainingBatch) -> int:
+        masked = batch.masked
+        size, num_frames = masked.span_mask.shape
+        return (
+            self.operations(size, num_frames, len(masked.frames), masked.widest)
+            if self.operations is not None
+            else 0
+        )
 
     def _forward(
         self, batch: PretrainingBatch, layer_drop_seed: int | None = None
@@ -208,6 +243,7 @@ class PretrainingBrain(ResumableBrain):
     def optimizers_step(self) -> None:
         """Make an update; log it and stop after it where that is due."""
         super().optimizers_step()
+        self.trace.end_update()
         if self.optimizer_step % self.hparams.log_every_updates == 0:
             self._log_train()
         self._stop_if_asked()
@@ -281,11 +317,30 @@ class PretrainingBrain(ResumableBrain):
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "temperature": self.temperature(),
             "audio_hours_per_hour": window.sums.seconds / elapsed,
-            "seconds_waited_for_data": window.seconds_waited,
-            "peak_memory_gib": peak_memory_gib(self.device_type),
+            **self._cost(window, elapsed),
             **self.progress.metrics(),
         }
         self.run_log.write("train", self.optimizer_step, metrics)
+
+    def _cost(self, window: LoggingWindow, elapsed: float) -> dict[str, float]:
+        """Return what the updates of a window cost; a collective."""
+        most = {
+            "seconds_waited_for_data": window.seconds_waited,
+            **peak_memory(self.device_type),
+        }
+        cost = {
+            **most_of_all(most, self.device),
+            "seconds_saving": window.seconds_saving,
+            "seconds_compiling": window.seconds_compiling,
+        }
+        if self.operations is not None:
+            # One multiply-add is two floating-point operations.
+            flops = 2 * window.sums.multiply_adds / elapsed / self.world_size
+            cost["tflops_per_gpu"] = flops / 1e12
+            peak = peak_flops(torch.cuda.get_device_name())
+            if peak is not None:
+                cost["share_of_peak"] = flops / peak
+        return cost
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Start the sums of a stage."""
@@ -308,13 +363,19 @@ class PretrainingBrain(ResumableBrain):
     ) -> None:
         """Log what is left; after validation: log, save, export."""
         if stage != sb.Stage.VALID:
+            self.trace.end_stage()
             if self.optimizer_step > self.window.update:
                 self._log_train()
             self._stop_if_asked()
             return
         self.valid_sums.reduce()
         metrics = self.valid_sums.metrics()
-        self.run_log.write("valid", self.optimizer_step, metrics)
+        seconds = time.perf_counter() - self.stage_start
+        self.run_log.write(
+            "valid",
+            self.optimizer_step,
+            {**metrics, "seconds_validating": seconds},
+        )
         self._warn_of_collapse(metrics)
         self.save_checkpoint(metrics)
         # Validation and saving are not training time of the next window.
@@ -344,6 +405,7 @@ class PretrainingBrain(ResumableBrain):
 
     def save_checkpoint(self, metrics: dict[str, Any]) -> None:
         """Write a checkpoint, metrics.json and the encoder."""
+        start = time.perf_counter()
         super().save_checkpoint(metrics)
         state = {
             "update": self.optimizer_step,
@@ -357,6 +419,7 @@ class PretrainingBrain(ResumableBrain):
         encoder, folder = self.model.encoder, self.folder / "encoder"
         # The other processes wait: one that ended would take this one along.
         on_main_process(lambda: save_encoder(encoder, folder, trained_on=state))
+        self.window.seconds_saving += time.perf_counter() - start
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -372,16 +435,6 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         is_map = parameter.dim() > 1 and "bias" not in name.split(".")[-1]
         (decayed if is_map else kept).append(parameter)
     return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-
-
-def peak_memory_gib(device_type: str) -> float:
-    """Most memory in use so far: of the GPU, or of this process."""
-    if device_type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    # Not on Windows, hence not at the top of the file.
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def make_fingerprint(hparams: dict[str, Any]) -> dict[str, Any]:

@@ -41,25 +41,32 @@ class MetricSums:
             for name in PretrainingOutput._fields
         }
         self.seconds = 0.0  # of audio
+        self.multiply_adds = 0.0
 
-    def add(self, output: PretrainingOutput, seconds: float) -> None:
+    def add(
+        self,
+        output: PretrainingOutput,
+        seconds: float,
+        multiply_adds: float = 0.0,
+    ) -> None:
         """Add a batch that holds so many seconds of audio."""
         self.seconds += seconds
+        self.multiply_adds += multiply_adds
         for name, value in output._asdict().items():
             self.values[name] += value.detach()
 
     def reduce(self) -> None:
         """Sum over all processes; every process must call it."""
         parts = list(self.values.values())
-        seconds = parts[0].new_tensor([self.seconds])
-        packed = torch.cat([*(part.flatten() for part in parts), seconds])
+        numbers = parts[0].new_tensor([self.seconds, self.multiply_adds])
+        packed = torch.cat([*(part.flatten() for part in parts), numbers])
         if dist.is_initialized():
             dist.all_reduce(packed)
         packed = packed.cpu()
-        split = packed[:-1].split([part.numel() for part in parts])
+        split = packed[:-2].split([part.numel() for part in parts])
         for name, part, values in zip(self.values, parts, split, strict=True):
             self.values[name] = values.view(part.shape)
-        self.seconds = packed[-1].item()
+        self.seconds, self.multiply_adds = packed[-2:].tolist()
 
     def metrics(self) -> dict[str, float]:
         """Return means over the masked frames, after `reduce`.
@@ -89,3 +96,31 @@ class LoggingWindow:
         # On the clock of `time.perf_counter`; idle since the last batch.
         self.start = self.idle_since = time.perf_counter()
         self.seconds_waited = 0.0  # for data
+        self.seconds_saving = self.seconds_compiling = 0.0
+
+
+def most_of_all(
+    values: dict[str, float], device: torch.device | str
+) -> dict[str, float]:
+    """Return the largest of each value; every process must call it."""
+    packed = torch.tensor(list(values.values()), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(packed, dist.ReduceOp.MAX)
+    return dict(zip(values, packed.tolist(), strict=True))
+
+
+def peak_memory(device_type: str) -> dict[str, float]:
+    """Return GiB in use at most so far: of the GPU, or of this process.
+
+    Of a GPU also what torch held, which is nearer to what nvidia-smi shows.
+    """
+    if device_type == "cuda":
+        return {
+            "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "peak_reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        }
+    # Not on Windows, hence not at the top of the file.
+    import resource
+
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_memory_gib": peak_kib / 2**20}

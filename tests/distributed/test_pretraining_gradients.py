@@ -62,6 +62,7 @@ HPARAMS = {
     "temperature_factor": 0.9,
     "log_every_updates": 1000,
     "compile": False,
+    "profile_updates": 0,
     "memory_budget": 0.5,
 }
 

@@ -1,6 +1,7 @@
 """Every pre-training file trains, resumes exactly and survives bad input."""
 
 import contextlib
+import gzip
 import json
 import os
 import runpy
@@ -108,7 +109,28 @@ def test_compiled_run(pretraining_manifests, tmp_path, monkeypatch):
     change = ("--compile=True", "--memory_budget=0.5")
     file = ROOT / "hparams/pretraining/tiny.yaml"
     train(file, pretraining_manifests, tmp_path, *change)
-    assert read_log(tmp_path)[-1]["loss"] < 10
+    first, second, valid = read_log(tmp_path)
+    assert valid["loss"] < 10
+    assert first["seconds_compiling"] > 0 == second["seconds_compiling"]
+
+
+def test_a_run_tells_what_it_costs(pretraining_manifests, tmp_path):
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        pretraining_manifests,
+        tmp_path,
+        "--max_updates=8",
+        "--checkpoint_every_updates=6",
+        "--profile_updates=1",
+    )
+    log = {(e["stage"], e["update"]): e for e in read_log(tmp_path)}
+    saving = [log["train", n]["seconds_saving"] > 0 for n in range(1, 9)]
+    assert saving == [False] * 6 + [True, False]
+    assert log["valid", 6]["seconds_validating"] > 0
+    assert "seconds_validating" not in (tmp_path / "metrics.json").read_text()
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        names = [e["name"] for e in json.load(file)["traceEvents"]]
+    assert names.count("Optimizer.step#AdamW.step") == 1
 
 
 def test_optimiser_schedule_and_logger_are_objects(
@@ -337,6 +359,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("--max_batch_seconds=5", "max_batch_seconds"),
         ("--accumulation=500", "accumulation"),
         ("--manifests=/nowhere", "/nowhere"),
+        ("--profile_updates=-1", "from 0 to 20, not -1"),
+        ("--profile_updates=True", "from 0 to 20, not True"),
     ],
 )
 def test_bad_values_are_explained(

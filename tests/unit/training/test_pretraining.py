@@ -1,6 +1,7 @@
 """An update of pre-training, without a run around it."""
 
 from functools import partial
+from math import prod
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -32,6 +33,7 @@ HPARAMS = {
     "temperature_factor": 0.9,
     "log_every_updates": 1000,
     "compile": False,
+    "profile_updates": 0,
     "memory_budget": 1.0,
 }
 
@@ -108,3 +110,53 @@ def test_the_host_waits_for_nothing_in_an_update(
             assert waits.found == []
             assert waits.kernels > 10
             brain.outcomes.clear()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        (
+            "NVIDIA A100-SXM4-80GB",
+            {"tflops_per_gpu": 78, "share_of_peak": 0.25},
+        ),
+        ("Made tomorrow", {"tflops_per_gpu": 78}),
+    ],
+)
+def test_the_share_of_peak_is_told_where_the_peak_is_known(
+    tmp_path, monkeypatch, gpu, expected
+):
+    """Two processes share 2 x 156e12 multiply-adds, and take 4 s."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    brain = make_brain(tmp_path, make_model())
+    brain.world_size = 2
+    brain.operations = lambda *sizes: prod(sizes)
+    batch = SimpleNamespace(
+        masked=SimpleNamespace(
+            span_mask=torch.zeros(2, 3), frames=torch.zeros(4), widest=13
+        )
+    )
+    counted = brain._multiply_adds(batch)
+    assert counted == 2 * 3 * 4 * 13
+    brain.window.sums.multiply_adds = counted * 1e12
+    cost = brain._cost(brain.window, elapsed=4.0)
+    shown = {
+        k: v
+        for k, v in cost.items()
+        if k in ("tflops_per_gpu", "share_of_peak")
+    }
+    assert shown == pytest.approx(expected)
+
+
+def test_operations_of_a_model_that_cannot_be_traced_are_not_told(
+    tmp_path, caplog
+):
+    model = make_model()
+    brain = make_brain(tmp_path, model)
+    brain._count_operations()
+    assert brain.operations(2, 100) > 0
+    brain.operations = None
+    for layer in model.encoder.conformer.layers:
+        layer.mixer.forward = lambda x, mask: x * x.sum().item()
+    brain._count_operations()
+    assert brain.operations is None
+    assert "operations cannot be counted" in caplog.text
