@@ -68,10 +68,7 @@ class LiveMemory(TorchDispatchMode):
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator and count what it returns."""
-        kwargs = dict(kwargs or {})
-        if operator is torch.ops.aten.exponential_.default:
-            kwargs.pop("generator", None)  # fake tensors know none
-        result = operator(*args, **kwargs)
+        result = operator(*args, **kwargs or {})
         # Views and what is changed in place are no new memory.
         if not any(new.alias_info for new in operator._schema.returns):
             leaves = tree_leaves(result)
