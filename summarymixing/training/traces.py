@@ -48,7 +48,7 @@ class TraceOfUpdates:
         """Begin or end the recording, where it is time."""
         self.done += 1
         if self.done == self.first:
-            self._profiler = torch.profiler.profile()
+            self._profiler = torch.profiler.profile(acc_events=True)
             self._profiler.start()
         elif self.first and self.done == self.first + self.num_updates:
             self.end_stage()

@@ -113,19 +113,13 @@ def test_the_host_waits_for_nothing_in_an_update(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "expected"),
-    [
-        (
-            "NVIDIA A100-SXM4-80GB",
-            {"tflops_per_gpu": 78, "share_of_peak": 0.25},
-        ),
-        ("Made tomorrow", {"tflops_per_gpu": 78}),
-    ],
+    ("gpu", "shares"),
+    [("NVIDIA A100-SXM4-80GB", {"share_of_peak": 0.25}), ("Unknown", {})],
 )
 def test_the_share_of_peak_is_told_where_the_peak_is_known(
-    tmp_path, monkeypatch, gpu, expected
+    tmp_path, monkeypatch, gpu, shares
 ):
-    """Two processes share 2 x 156e12 multiply-adds, and take 4 s."""
+    """Two processes share 312e12 multiply-adds, and take 4 s."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
     brain = make_brain(tmp_path, make_model())
     brain.world_size = 2
@@ -139,12 +133,8 @@ def test_the_share_of_peak_is_told_where_the_peak_is_known(
     assert counted == 2 * 3 * 4 * 13
     brain.window.sums.multiply_adds = counted * 1e12
     cost = brain._cost(brain.window, elapsed=4.0)
-    shown = {
-        k: v
-        for k, v in cost.items()
-        if k in ("tflops_per_gpu", "share_of_peak")
-    }
-    assert shown == pytest.approx(expected)
+    assert cost.pop("tflops_per_gpu") == 78
+    assert {k: v for k, v in cost.items() if "share" in k} == shares
 
 
 def test_operations_of_a_model_that_cannot_be_traced_are_not_told(
