@@ -28,11 +28,12 @@ def test_everything_is_measured_and_reported(script, type_command, tmp_path):
     data = json.loads((tmp_path / "out.json").read_text())
     assert (tmp_path / "out.md").read_text() in printed
     assert [entry["workers"] for entry in data["loader"]] == [0, 1]
-    per_core = min(entry["hours_per_core_hour"] for entry in data["loader"])
+    per_core = data["loader"][1]["hours_per_core_hour"]
     assert per_core > 0
     for entry in data["needed"].values():
         hours = entry["cores"] * per_core
         assert hours == pytest.approx(entry["hours_per_hour"])
+        assert 0 <= entry["workers"] - entry["cores"] < 1
     assert data["needed"]["--speed"]["hours_per_hour"] == 1234
     manifest = data["manifest"]
     assert manifest["rows"] == 300 and len(manifest["warm"]) == 2
