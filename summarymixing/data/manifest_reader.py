@@ -370,19 +370,25 @@ def _sum_segments(
     A row without segments has its duration.
     """
     listed = [text for text in texts if text]
-    joined = ";".join(listed)
     sums = durations.copy()
     if not listed:
         return sums
-    times = joined.replace("-", ";").split(";")
-    signs = joined.encode().translate(None, b"0123456789.")
-    if signs + b";" != b"-;" * (len(times) // 2):
+    joined = "|".join(listed)
+    # What stands between the numbers: "-" in a segment, ";" or "|" behind it.
+    signs = joined.encode().translate(None, b"0123456789.") + b"|"
+    ends = np.frombuffer(signs[1::2], np.uint8)
+    if (
+        signs[::2] != b"-" * len(ends)
+        or signs.count(b"|") != len(listed)
+        or not np.isin(ends, (ord(";"), ord("|"))).all()
+    ):
         raise ValueError("not pairs of plain decimal numbers")
+    times = joined.replace("|", ";").replace("-", ";").split(";")
     start, stop = np.array(list(map(float, times))).reshape(-1, 2).T
     if not ((start < stop).all() and np.isfinite(stop).all()):
         raise ValueError("not 0 <= start < stop")
-    counts = np.array([text.count(";") + 1 for text in listed])
-    firsts = np.cumsum(counts) - counts
+    lasts = np.flatnonzero(ends == ord("|"))
+    firsts = np.concatenate([[0], lasts[:-1] + 1])
     has_segments = np.fromiter(map(bool, texts), bool, len(texts))
     sums[has_segments] = np.add.reduceat(stop - start, firsts)
     return sums

@@ -96,6 +96,8 @@ def test_reading_in_blocks_is_reading_line_by_line(
                 "0-1;",
                 ";0-1",
                 "0-1-2",
+                "0-1|2-3",
+                "0|1",
                 "1;2-3-4",
                 "0-1;2;3-4",
                 "1-0",
@@ -116,6 +118,7 @@ def test_reading_in_blocks_is_reading_line_by_line(
         ),
         ["b,/x,0-,1,T", "c,/x,1-2,1,T"],
         ["b,/x,-0,1,T", "c,/x,1-2,1,T"],
+        ["b,/x,0-1|2,1,T", "c,/x,-3,1,T"],
     ],
 )
 def test_what_is_unusual_or_wrong_is_judged_as_line_by_line(
