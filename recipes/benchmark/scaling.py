@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from summarymixing.cost.memory import measure_peak
 from summarymixing.cost.stock import AttentionWithWeights
 from summarymixing.cost.timing import describe_machine, time_once
 from summarymixing.errors import UserError, exit_on_user_error
@@ -57,6 +59,13 @@ MIXERS: dict[str, Any] = {
 SECONDS = (10, 30, 100, 300, 900, 1800, 3600)
 STAGES = ("inference", "training")
 OUT_OF_MEMORY = 3  # exit status of a point
+# The C library then keeps freed memory, as the allocator of a GPU does. Without
+# this, the kernel clears the pages of every large tensor anew, a third of the
+# time of a long utterance and nothing of a short one.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 
 
 def main() -> None:
@@ -161,7 +170,7 @@ def measure_point(options: Namespace) -> dict[str, float]:
             output.float().sum().backward()
 
     try:
-        at_rest = _peak_bytes(device)
+        peak = measure_peak(step, device)
         times = [time_once(step, device)]
         # Short steps are repeated more often; two at least, one to warm up.
         until = time.monotonic() + min(options.point_seconds / 4, 3.0)
@@ -174,7 +183,7 @@ def measure_point(options: Namespace) -> dict[str, float]:
         sys.exit(OUT_OF_MEMORY)
     return {
         "time": statistics.median(times[1:]),
-        "gib": (_peak_bytes(device) - at_rest) / 2**30,
+        "gib": peak / 2**30,
         "parameters": count_parameters(layers),
     }
 
@@ -183,12 +192,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     # torch raises a plain RuntimeError where the CPU has no memory.
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "allocate memory" in str(error)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(options: Namespace) -> dict[str, Any]:
@@ -240,6 +243,7 @@ def run_point(
             [sys.executable, __file__, *given, *point],
             capture_output=True,
             text=True,
+            env=os.environ | KEEP_FREED_MEMORY,
             # Python and torch take some seconds to start.
             timeout=limit + 30,
         )
@@ -336,12 +340,17 @@ def draw(report: dict[str, Any]) -> Figure:
     for column, stage in enumerate(stages):
         axes[0, column].set_title(stage)
         axes[1, column].set_xlabel("seconds of audio")
+    lengths = sorted(
+        {p["seconds"] for curve in report["curves"] for p in curve["points"]}
+    )
     for panel in axes.flat:
         panel.set(xscale="log", yscale="log")
+        panel.set_xticks(lengths, [f"{n:g}" for n in lengths])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("GiB above the start")
+    axes[1, 0].set_ylabel("GiB of tensors")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(
         f"{report['layers']} layer(s) of width {report['width']}\n"
