@@ -60,8 +60,10 @@ def splitmix64(seeds: Tensor, num: int) -> Tensor:
     >>> splitmix64(torch.tensor(1234567), 2)
     tensor([6457827717110365317, 3203168211198807973])
     """
-    step = torch.arange(1, num + 1, device=seeds.device) * -0x61C8864680B583EB
-    x = seeds.unsqueeze(-1) + step
+    counter = torch.arange(1, num + 1, device=seeds.device)
+    # `^ 0` keeps a compiler from taking the product for an index, which it
+    # may compute in 32 bits.
+    x = seeds.unsqueeze(-1) + (counter ^ 0) * -0x61C8864680B583EB
     # A mask after each shift: that of int64 repeats the sign.
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15

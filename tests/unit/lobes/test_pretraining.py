@@ -307,3 +307,19 @@ def test_negatives_cost_an_index_and_a_logit_each(width, device):
 
     # int64 index, float64 logit, bool for those that equal the positive.
     assert kept(60) - kept(20) == 40 * 40 * (8 + 8 + 1)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_whole_forward_is_one_graph(train, device):
+    """Nothing in it needs Python between two kernels."""
+    model = make_model(device, front_end_gradient=0.1).train(train)
+    wavs = torch.randn(2, 16_000, device=device)
+    masked = gather_masked_frames([range(5, 45), range(3, 9)], 51, [1, 2])
+    explained = torch._dynamo.explain(model)(
+        wavs,
+        torch.tensor([1.0, 0.5], device=device),
+        on_device(masked, device),
+        temperature=1.0,
+    )
+    assert explained.graph_break_count == 0
+    assert explained.graph_count == 1
