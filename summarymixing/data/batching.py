@@ -33,10 +33,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 BUCKET_RATIO = 1.04
 BUCKET_BATCHES = 100
 
-# So many batches that follow each other last equally long with their padding:
-# processes wait for each other in every step.
-EQUAL_BATCHES = 8
-
 
 class Batches:
     """The batches of an epoch, held as two arrays.
@@ -94,6 +90,10 @@ class BatchPlan:
     smallest_batch : int
         Fewer utterances than this, left over at the end of an epoch, join
         the batch before them.
+    world_size : int
+        Number of processes. They wait for each other in every step, so the
+        batches of one step last equally long, as far as there are such; which
+        utterances are together does not depend on it.
 
     Example
     -------
@@ -114,21 +114,21 @@ class BatchPlan:
         batch_size: int | None = None,
         order: str = "random",
         smallest_batch: int = 1,
+        world_size: int = 1,
     ) -> None:
         if (max_batch_seconds is None) == (batch_size is None):
             raise ValueError("Give either max_batch_seconds or batch_size.")
         if order not in ("random", "ascending"):
             raise ValueError(f"order is 'random' or 'ascending', not {order}.")
-        self.seed, self.order = seed, order
+        self.seed, self.order, self.world_size = seed, order, world_size
         durations = np.asarray(durations, dtype=np.float64)
         ascending = np.argsort(durations, kind="stable")
         self._ascending = ascending.astype(np.int32)
-        self._seconds: NDArray[np.float32] | None = None
+        self._seconds = durations.astype(np.float32)
         if max_batch_seconds is not None:
             _check_longest(durations, ascending[-1], max_batch_seconds)
             ordered = durations[ascending]
             self._buckets = list(_make_buckets(ordered, max_batch_seconds))
-            self._seconds = durations.astype(np.float32)
         else:
             # One bucket: only the order decides who is with whom.
             self._buckets = [(0, len(durations), int(batch_size or 1))]
@@ -158,31 +158,30 @@ class BatchPlan:
         order = self._ascending.copy()
         for start, stop, _ in self._buckets:
             rng.shuffle(order[start:stop])
-        if self._seconds is None:
-            numbers = np.arange(len(self))
+        numbers = np.arange(len(self))
+        if self.world_size == 1:
             rng.shuffle(numbers)
         else:
             longest = np.maximum.reduceat(self._seconds[order], starts)
             numbers = np.argsort((stops - starts) * longest, kind="stable")
-            numbers = _shuffle_groups(numbers, epoch * len(self), rng)
+            numbers = self._shuffle_steps(numbers, epoch, rng)
         return Batches(order, starts[numbers], stops[numbers])
 
-
-def _shuffle_groups(
-    batches: NDArray[np.int64], first: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Shuffle groups of neighbours, and the batches of each group.
-
-    Groups begin at multiples of EQUAL_BATCHES, counted over all epochs, so
-    that the processes of one step find theirs in one group. `first` is the
-    number of the first batch in that count.
-    """
-    group = (first % EQUAL_BATCHES + np.arange(len(batches))) // EQUAL_BATCHES
-    turn = rng.permutation(group[-1] + 1)
-    positions = np.lexsort((rng.random(len(batches)), turn[group]))
-    shuffled = np.empty_like(batches)
-    shuffled[positions] = batches
-    return shuffled
+    def _shuffle_steps(
+        self,
+        batches: NDArray[np.int64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int64]:
+        """Shuffle steps of neighbouring batches, and the batches of each."""
+        # Steps are counted over all epochs: an epoch may begin within one.
+        first = epoch * len(self) % self.world_size
+        step = (first + np.arange(len(self))) // self.world_size
+        turn = rng.permutation(step[-1] + 1)
+        positions = np.lexsort((rng.random(len(self)), turn[step]))
+        shuffled = np.empty_like(batches)
+        shuffled[positions] = batches
+        return shuffled
 
 
 def _check_longest(

@@ -160,7 +160,12 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
     train.check_audio()
     valid.check_audio()
     hours = float(train.durations.sum()) / 3600
-    plan = BatchPlan(train.durations, seed=seed, max_batch_seconds=seconds)
+    plan = BatchPlan(
+        train.durations,
+        seed=seed,
+        max_batch_seconds=seconds,
+        world_size=world_size(),
+    )
     per_update = world_size() * hparams["accumulation"]
     if len(plan) < per_update:
         raise UserError(
