@@ -90,14 +90,14 @@ def masked_mean(x: Tensor, padding_mask: Tensor | None) -> Tensor:
 
     Arguments
     ---------
-    x : Tensor, (B, T, D)
+    x : Tensor, (B, T, D) or (B, T, H, width)
         Frames; padding may hold anything.
     padding_mask : Tensor, bool, (B, T), or None
         True on padding.
 
     Returns
     -------
-    Tensor, float32 (float64 for float64 input), (B, D)
+    Tensor, float32 (float64 for float64 input), (B, D) or (B, H, width)
         Means; zero for an utterance that is nothing but padding.
 
     Example
@@ -110,5 +110,5 @@ def masked_mean(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     if padding_mask is None:
         return x.mean(dim=1, dtype=dtype)
     total = zero_padding(x, padding_mask).sum(dim=1, dtype=dtype)
-    valid = (~padding_mask).sum(dim=1, keepdim=True).clamp(min=1)
-    return total / valid
+    valid = (~padding_mask).sum(dim=1).clamp(min=1)
+    return total / valid.view(-1, *(1,) * (total.dim() - 1))

@@ -41,8 +41,8 @@ class HeadwiseLinear(nn.Module):
 
     Example
     -------
-    >>> HeadwiseLinear(4, 8, 16)(torch.rand(4, 10, 8)).shape
-    torch.Size([4, 10, 16])
+    >>> HeadwiseLinear(4, 8, 16)(torch.rand(2, 5, 4, 8)).shape
+    torch.Size([2, 5, 4, 16])
     """
 
     def __init__(self, num_heads: int, d_in: int, d_out: int) -> None:
@@ -54,8 +54,15 @@ class HeadwiseLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, 1, d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (H, N, d_in) to (H, N, d_out)."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """Map x (B, T, H, d_in) to (B, T, H, d_out).
+
+        The memory of the result is (H, B, T, d_out), which the next product
+        and all that works on single values take as it is.
+        """
+        batch, length, num_heads, d_in = x.shape
+        by_head = x.permute(2, 0, 1, 3).reshape(num_heads, -1, d_in)
+        out = torch.baddbmm(self.bias, by_head, self.weight)
+        return out.view(num_heads, batch, length, -1).permute(1, 2, 0, 3)
 
 
 class SummaryMixing(nn.Module):
@@ -121,33 +128,24 @@ class SummaryMixing(nn.Module):
         """Mix the frames x (B, T, D) of each utterance, see `Mixer`."""
         # NaN in padding would reach the gradient of the weights as 0 x NaN.
         x = zero_padding(x, padding_mask)
-        by_head = x.reshape(-1, self.num_heads, self.width).transpose(0, 1)
-        # (H, B T, branches * width)
+        by_head = x.unflatten(-1, (self.num_heads, self.width))
+        # (B, T, H, branches * width)
         hidden = self.dropout(F.gelu(self.hidden(by_head)))
-        summary = self._summarise(hidden[..., : self.width], x, padding_mask)
         if self.mode == "lite":
+            summary = self._summarise(hidden, padding_mask)
             mixed = summary.unsqueeze(1).expand(x.shape)
         else:
-            local = F.gelu(self.local_out(hidden[..., self.width :]))
-            mixed = self._combine(local, summary, x)
+            of_summary, of_local = hidden.chunk(2, dim=-1)
+            summary = self._summarise(of_summary, padding_mask)
+            mixed = self._combine(F.gelu(self.local_out(of_local)), summary)
         return zero_padding(mixed, padding_mask)
 
-    def _summarise(
-        self, hidden: Tensor, x: Tensor, padding_mask: Tensor | None
-    ) -> Tensor:
-        """Average s(x_t): (H, B T, width) -> (B, D), in the type of frames."""
+    def _summarise(self, hidden: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Average s(x_t): (B, T, H, width) -> (B, D), in the type of frames."""
         frames = F.gelu(self.summary_out(hidden))
-        batch, length, d_model = x.shape
-        # (H, B, T, width) -> (H B, T, width): the mask repeats for each head.
-        frames = frames.reshape(-1, length, self.width)
-        if padding_mask is not None:
-            padding_mask = padding_mask.repeat(self.num_heads, 1)
-        mean = masked_mean(frames, padding_mask).to(frames.dtype)
-        mean = mean.view(self.num_heads, batch, self.width).transpose(0, 1)
-        return mean.reshape(batch, d_model)
+        return masked_mean(frames, padding_mask).to(frames.dtype).flatten(1)
 
-    def _combine(self, local: Tensor, summary: Tensor, x: Tensor) -> Tensor:
+    def _combine(self, local: Tensor, summary: Tensor) -> Tensor:
         """Compute c([f, summary]) without the concatenation: (B, T, D)."""
-        local = local.transpose(0, 1).reshape(x.shape)
         shift = self.combine_summary(summary).unsqueeze(1)  # (B, 1, D)
-        return F.gelu(self.combine_local(local) + shift)
+        return F.gelu(self.combine_local(local.flatten(2)) + shift)
