@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from summarymixing.nnet.depthwise import depthwise_convolution
 from summarymixing.nnet.gradients import with_zero_gradients
-from summarymixing.nnet.layers import Dropout, Linear
+from summarymixing.nnet.layers import Dropout, LayerNorm, Linear
 from summarymixing.nnet.masking import zero_padding
 from summarymixing.nnet.mixer import MixerFactory
 from summarymixing.nnet.randomness import seeded_generator
@@ -34,7 +34,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, d_model: int, d_ffn: int, dropout: float = 0.1) -> None:
         super().__init__(
-            nn.LayerNorm(d_model),
+            LayerNorm(d_model),
             Linear(d_model, d_ffn),
             nn.GELU(),
             Dropout(dropout),
@@ -73,7 +73,7 @@ class ConvolutionModule(nn.Module):
                 f"kernel_size ({kernel_size}) must be odd, for example "
                 f"{kernel_size + 1}: an even kernel would shift the frames."
             )
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = LayerNorm(d_model)
         self.gated = Linear(d_model, 2 * d_model)
         self.depthwise = nn.Conv1d(
             d_model,
@@ -82,7 +82,7 @@ class ConvolutionModule(nn.Module):
             padding=kernel_size // 2,
             groups=d_model,
         )
-        self.norm_inside = nn.LayerNorm(d_model)
+        self.norm_inside = LayerNorm(d_model)
         self.project = Linear(d_model, d_model)
         self.dropout = Dropout(dropout)
 
@@ -128,7 +128,7 @@ class ConformerEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.feed_forward_in = FeedForward(d_model, d_ffn, dropout)
-        self.norm_mixer = nn.LayerNorm(d_model)
+        self.norm_mixer = LayerNorm(d_model)
         self.mixer = mixer(d_model)
         self.dropout = Dropout(dropout)
         self.convolution = ConvolutionModule(d_model, kernel_size, dropout)

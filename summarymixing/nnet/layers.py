@@ -1,7 +1,8 @@
-"""PyTorch's linear layer and dropout, with faster kernels on a CPU.
+"""PyTorch's linear layer, layer norm and dropout, where they can be cheaper.
 
-Same parameters, same results up to rounding; on other devices, for other
-types and when compiled they are PyTorch's own. Letters: B utterances,
+Same parameters, same results up to rounding. On a CPU products and dropout
+have faster kernels; on other devices, for other types and when compiled they
+are PyTorch's own. Letters: B utterances,
 T frames, D width.
 """
 
@@ -76,6 +77,28 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
         return linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` whose result has autocast's type.
+
+    It computes in float32, as on CUDA under autocast, where PyTorch's own
+    also returns float32: masks, GELU and what they keep would then work on
+    twice the bytes, up to the next product, which rounds all the same.
+
+    Example
+    -------
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     LayerNorm(8)(torch.rand(2, 5, 8)).dtype
+    torch.bfloat16
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., D)."""
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(x)
+        return super().forward(x).to(torch.get_autocast_dtype(kind))
 
 
 class Dropout(nn.Dropout):

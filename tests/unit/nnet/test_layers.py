@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from summarymixing.nnet.layers import Dropout, Linear
+from summarymixing.nnet.layers import Dropout, LayerNorm, Linear
 from tests import reference
 
 
@@ -67,3 +67,14 @@ def test_dropout_follows_the_global_seed_and_rests_in_evaluation(device):
     assert torch.equal(layer(x), first)
     assert not torch.equal(first, second)
     assert torch.equal(layer.eval()(x), x)
+
+
+def test_under_autocast_the_norm_rounds_once_at_its_end(device):
+    layer = LayerNorm(6).to(device)
+    x = 100 + torch.randn(2, 5, 6, device=device)
+    exact = layer(x)
+    assert exact.dtype == torch.float32
+    with torch.autocast(device.type, torch.bfloat16):
+        rounded = layer(x)
+    # The mean of 100 taken from bf16 frames would leave errors of 0.25.
+    assert torch.equal(rounded, exact.bfloat16())
