@@ -5,6 +5,7 @@ python recipes/prepare.py librilight  /corpora/librilight/medium manifests/ll
 python recipes/prepare.py folder      /my/recordings             manifests/mine
 python recipes/prepare.py librispeech /corpora/LibriSpeech       manifests/ls
 python recipes/prepare.py relocate    manifests/ls/dev-clean.csv /old /new
+python recipes/prepare.py verify      manifests/ll
 
 Likewise commonvoice (one language at a time), slurp, iemocap, voxceleb1, fsdd
 and your own corpus (--corpus_module=my_corpus.py, written like
@@ -12,7 +13,8 @@ summarymixing/data/prepare/fsdd.py).
 
 SOURCE may also be a folder that holds the corpus a few levels below. No audio
 is copied. A preparation that was killed goes on when the same command is run
-again; one that is finished is not repeated.
+again; one that is finished is not repeated. So does `verify`, which reads all
+audio and lists what is bad.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from summarymixing.data import audit
 from summarymixing.data.manifest import Manifest, relocate_manifest
 from summarymixing.data.prepare import CORPORA
 from summarymixing.data.prepare.corpus import Corpus
@@ -33,6 +37,7 @@ from summarymixing.errors import (
     UserError,
     exit_on_user_error,
 )
+from summarymixing.files import describe_os_error
 
 
 def main() -> None:
@@ -47,6 +52,8 @@ def main() -> None:
     command = arguments.pop("command")
     if command == "relocate":
         relocate(**arguments)
+    elif command == "verify":
+        verify(**arguments)
     else:
         prepare(corpora[command], **arguments)
 
@@ -109,10 +116,7 @@ def prepare(
             print(f"The corpus below {source} is {found}.")
         account = preparation.run(num_workers=num_workers, overwrite=overwrite)
     except KeyboardInterrupt:
-        print(
-            "Interrupted; the same command goes on from here.", file=sys.stderr
-        )
-        sys.exit(INTERRUPTED_STATUS)
+        _end_interrupted()
     print(account.summary())
     if account.reused:
         print(
@@ -137,6 +141,55 @@ def relocate(manifest: Path, old_prefix: str, new_prefix: str) -> None:
         Manifest.read(manifest).check_audio()
     except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
+
+
+def verify(places: list[Path], num_workers: int, overwrite: bool) -> None:
+    """Read all audio of manifests, and list the rows that are bad.
+
+    Arguments
+    ---------
+    places : list of Path
+        Folders of manifests, or CSV files. The report and the list are
+        written beside the first.
+    num_workers : int
+        The number of processes.
+    overwrite : bool
+        Whether to read again what an earlier call has verified.
+    """
+    manifests = audit.find_manifests(places)
+    report = manifests[0].with_name(audit.REPORT_NAME)
+    quarantine = manifests[0].with_name(audit.QUARANTINE_NAME)
+    try:
+        if overwrite:
+            report.unlink(missing_ok=True)
+        found = audit.verify(manifests, report, num_workers=num_workers)
+        audit.write_quarantine(found, quarantine)
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was killed, perhaps for lack of memory. Run the "
+            "same command again, it goes on from here; try a smaller "
+            "--num_workers."
+        ) from error
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    if found.num_known:
+        print(
+            f"An earlier call had verified {found.num_known:,} of "
+            f"{found.num_rows:,} rows ({report}; --overwrite reads all again)."
+        )
+    print(found.summary())
+    if found.findings:
+        print(
+            f"{quarantine} lists {len(found.findings):,} rows; recipes/"
+            f"pretraining/train.py leaves them out with --exclude={quarantine}"
+        )
+
+
+def _end_interrupted() -> NoReturn:
+    print("Interrupted; the same command goes on from here.", file=sys.stderr)
+    sys.exit(INTERRUPTED_STATUS)
 
 
 def _module_parser() -> argparse.ArgumentParser:
@@ -172,6 +225,10 @@ def _make_parser(corpora: Mapping[str, Corpus]) -> argparse.ArgumentParser:
     sub.add_argument("manifest", metavar="MANIFEST", type=Path)
     sub.add_argument("old_prefix", metavar="OLD_PREFIX")
     sub.add_argument("new_prefix", metavar="NEW_PREFIX")
+    summary = "read all audio of manifests and list what is bad"
+    sub = commands.add_parser("verify", help=summary, description=summary)
+    sub.add_argument("places", metavar="MANIFESTS", type=Path, nargs="+")
+    _add_common_arguments(sub)
     return parser
 
 
@@ -193,7 +250,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew, even if the same preparation is finished",
+        help="start anew, even if the same work is finished",
     )
 
 

@@ -275,10 +275,26 @@ class Manifest:
         Manifest
             With the same path; itself where all rows are kept.
         """
-        kept = [i for i, row in enumerate(self) if keep(row)]
-        if len(kept) == len(self):
+        return self.without([i for i, row in enumerate(self) if not keep(row)])
+
+    def without(self, rows: Sequence[int]) -> Manifest:
+        """Return the manifest of all rows but some; UserError if none is left.
+
+        Arguments
+        ---------
+        rows : sequence of int
+            The numbers of the rows to leave out, from 0.
+
+        Returns
+        -------
+        Manifest
+            With the same path; itself where all rows are kept.
+        """
+        if not rows:
             return self
-        if not kept:
+        kept = np.ones(len(self), dtype=bool)
+        kept[rows] = False
+        if not kept.any():
             raise UserError(
                 f"None of the {len(self)} utterances of {self.path} can be "
                 "used here. Prepare the whole corpus, or loosen the limits of "

@@ -109,6 +109,25 @@ def test_moved_manifests_are_relocated(tmp_path, corpus, type_command):
     assert errors.startswith("error: No path")
 
 
+def test_bad_audio_is_listed_and_a_second_call_says_so(
+    tmp_path, corpus, type_command
+):
+    type_command("librispeech", corpus, tmp_path / "m")
+    (corpus / "dev-clean/1/2/1-2-0001.flac").write_bytes(b"gone")
+    for known in (False, True):
+        status, output, errors = type_command("verify", tmp_path / "m")
+        assert (status, errors) == (0, "")
+        assert ("An earlier call had verified 2 of 2" in output) == known
+        assert "silent: 1" in output and "unreadable: 1" in output
+        path = tmp_path / "m" / "quarantine.csv"
+        assert output.endswith(f"with --exclude={path}\n")
+    assert len(path.read_text().splitlines()) == 3
+    _, output, _ = type_command("verify", tmp_path / "m", "--overwrite")
+    assert "An earlier call" not in output
+    status, _, errors = type_command("verify", tmp_path / "none.csv")
+    assert status == 2 and errors.startswith("error: There is no manifest")
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path, corpus, type_command, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt

@@ -223,7 +223,7 @@ class _Chunks:
             self._show_progress(num_todo, (_finish_chunk(*job) for job in todo))
             return
         with ProcessPoolExecutor(
-            num_workers, initializer=_start_worker
+            num_workers, initializer=start_pool_worker
         ) as pool:
             try:
                 # Submitting forks the processes: before the bar starts a
@@ -270,7 +270,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _start_worker() -> None:
+def start_pool_worker() -> None:
     """Let the main process handle Ctrl-C, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
