@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from summarymixing.data.audit import leave_out
 from summarymixing.data.batching import (
     BatchPlan,
     EpochBatchSampler,
@@ -155,8 +156,10 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
     )
     seed, seconds = hparams["seed"], hparams["max_batch_seconds"]
     folder = Path(hparams["manifests"])
-    train = Manifest.read(folder / "train.csv")
-    valid = Manifest.read(folder / "valid.csv")
+    train, valid = (
+        leave_out(Manifest.read(folder / name), hparams.get("exclude"))
+        for name in ("train.csv", "valid.csv")
+    )
     train.check_audio()
     valid.check_audio()
     hours = float(train.durations.sum()) / 3600

@@ -163,6 +163,17 @@ def test_a_damaged_file_is_reported_and_the_others_are_read(manifests):
     assert data.hours == pytest.approx(6 / 3600)
 
 
+def test_what_a_list_excludes_is_not_read(manifests):
+    path = manifests / "quarantine.csv"
+    path.write_text("manifest,id\ntrain.csv,train3\nvalid.csv,valid0\n")
+    data = load({"manifests": manifests, "exclude": path})
+    data.sampler.set_range(0, 2)
+    batches = [*data.train, *data.valid]
+    assert sum(len(batch.wavs) for batch in batches) == 6
+    assert not any(batch.unreadable for batch in batches)
+    assert data.hours == pytest.approx(5 / 3600)
+
+
 def test_validation_is_the_same_every_time(manifests):
     data = load({"manifests": manifests})
     first, again = list(data.valid), list(data.valid)
