@@ -30,8 +30,9 @@ class GumbelQuantiser(nn.Module):
     of the softmax at the given temperature (straight through); in evaluation
     it is argmax(logits). The codes are fetched by one product per group: the
     (N, G V, target_dim / G) tensor of the usual formulation is never made.
-    Everything runs in float32: logits start with a standard deviation of
-    about sqrt(input_dim).
+    Everything runs in float32, whose products GPUs with TF32 round to 10 bits
+    where SpeechBrain is imported, which allows it: logits start with a
+    standard deviation of about sqrt(input_dim).
 
     Arguments
     ---------
