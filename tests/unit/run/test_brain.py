@@ -264,3 +264,25 @@ def test_fused_kernels_are_asked_for_where_an_optimiser_has_them(refused):
     optimizer = make_optimizer(Adagrad, [{"params": [parameter]}])
     assert optimizer.param_groups[0]["lr"] == 0
     assert takes_scale(optimizer) is not refused
+
+
+@pytest.mark.parametrize("factory", [PLAIN, FUSED])
+def test_the_scaler_of_fp16_goes_with_clipping_and_skipping(tmp_path, factory):
+    class Without(NumberBrain):
+        optimizer_factory = factory
+
+    class With(Without):
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    gradients = 0.5, math.inf, 9.0
+    without, scaled = (
+        fit(tmp_path / kind.__name__, *gradients, kind=kind)
+        for kind in (Without, With)
+    )
+    torch.testing.assert_close(scaled.model.value, without.model.value)
+    assert scaled.progress.skipped_updates == 1
+    assert scaled.scaler.get_scale() == 4.0  # halved, once
+    (state,) = scaled.optimizers_dict["optimizer"].state.values()
+    assert state["step"] == 2
