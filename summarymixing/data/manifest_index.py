@@ -113,7 +113,8 @@ def _lock(file: IO[bytes], folder: Path) -> Iterator[None]:
 def _save(path: Path, digest: bytes, table: RowTable) -> None:
     arrays = _to_bytes(table)
     with open_atomically(path, binary=True) as file:
-        file.write(MAGIC + digest + _digest(arrays) + arrays)
+        file.write(MAGIC + digest + _digest(arrays))
+        file.write(arrays)  # apart: a sum would be one more copy of them
 
 
 def _to_bytes(table: RowTable) -> bytes:
