@@ -28,6 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from summarymixing.cost.memory import fake_training, trace_update
 from summarymixing.cost.operations import (
     Operations,
     count_multiply_adds,
@@ -48,9 +49,11 @@ from summarymixing.errors import UserError, exit_on_user_error
 from summarymixing.files import write_json
 from summarymixing.lobes.features import SAMPLE_RATE_HZ
 from summarymixing.lobes.pretraining import Wav2Vec2Pretraining
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.span_mask import MASK_SCHEMES
 from summarymixing.run.brain import count_parameters
 from summarymixing.run.hparams_file import HPARAMS_FOLDER, HparamsFile
+from summarymixing.training.compilation import compile_layers
 from summarymixing.training.pretraining_data import (
     MaskingCollate,
     PretrainingBatch,
@@ -93,16 +96,17 @@ class Contestant:
 
     def update(self, batch: PretrainingBatch) -> None:
         """Make an update of one micro-batch."""
-        with torch.autocast(
-            batch.wavs.device.type,
-            self.autocast,
-            enabled=self.autocast is not None,
-        ):
+        with self.precision(batch.wavs.device):
             loss = self.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def precision(self, device: torch.device) -> torch.autocast:
+        """Return the context of the forward pass."""
+        wanted = self.autocast is not None
+        return torch.autocast(device.type, self.autocast, enabled=wanted)
 
 
 def main() -> None:
@@ -137,7 +141,11 @@ def read_options() -> Namespace:
         help="seconds of an utterance",
     )
     parser.add_argument("--batch_seconds", type=float)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the layers")
+    parser.add_argument("--memory_budget", type=float, default=1.0)
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of an update"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     found = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=found)
@@ -190,6 +198,7 @@ def measure(options: Namespace) -> dict[str, Any]:
             "override": options.override,
             "full": options.full,
             "compile": options.compile,
+            "memory_budget": options.memory_budget,
             "batch_seconds": options.batch_seconds,
             "repeats": options.repeats,
         },
@@ -213,13 +222,39 @@ def measure(options: Namespace) -> dict[str, Any]:
         for name, contestant in contestants.items():
             row = {"contestant": name, "seconds": seconds}
             row |= exact_figures(contestant, batch)
+            if name in MIXERS and not options.compile:
+                row["planned_gib"] = plan_memory(name, options, batch)
             if name in failures:
                 row["failure"] = failures[name]
             else:
                 row |= timed_figures(times[name], batch, row, peak)
                 row |= memory[name]
             report["rows"].append(row)
+        if options.profile:
+            name = next(iter(times))
+            report["kernels"] = profile(contestants[name], batch, options.out)
     return report
+
+
+def profile(
+    contestant: Contestant, batch: PretrainingBatch, out: Path
+) -> list[str]:
+    """Write a trace of an update; returns what takes most of its time."""
+    kinds = torch.profiler.ProfilerActivity
+    on_gpu = batch.wavs.is_cuda
+    activities = [kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]
+    with torch.profiler.profile(activities=activities) as trace:
+        contestant.update(batch)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(out.with_suffix(".trace.json.gz")))
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = sorted(
+        trace.key_averages(), key=lambda e: getattr(e, key), reverse=True
+    )
+    return [
+        f"{getattr(e, key) / 1000:.2f} ms in {e.count} of {e.key[:100]}"
+        for e in events[:25]
+    ]
 
 
 def make_contestants(options: Namespace) -> dict[str, Contestant]:
@@ -268,9 +303,6 @@ def make_contestant(
         )
     else:
         model = values["model"]
-        layers = values["encoder"].conformer.layers
-        for layer in layers if options.compile else []:
-            layer.compile(dynamic=True)
     model.to(options.device).train()
 
     def loss(batch: PretrainingBatch) -> Tensor:
@@ -286,7 +318,51 @@ def make_contestant(
     is_bf16 = values["precision"] == "bf16"
     autocast = torch.bfloat16 if is_bf16 else None
     operations = None if stock else training_operations(values["model"])
-    return Contestant(model, optimizer, loss, autocast, operations)
+    made = Contestant(model, optimizer, loss, autocast, operations)
+    if not stock:
+        save_memory(values["encoder"], made, options)
+    return made
+
+
+def save_memory(
+    encoder: Wav2Vec2Encoder, contestant: Contestant, options: Namespace
+) -> None:
+    """Keep the memory budget, by compiled layers or without."""
+    if not options.compile:
+        encoder.conformer.recompute_share(1 - options.memory_budget)
+        return
+    precision = contestant.precision(options.device)
+    compile_layers(
+        encoder,
+        memory_budget=options.memory_budget,
+        max_batch_seconds=options.batch_seconds,
+        device=options.device,
+        contexts={True: precision, False: precision},
+    )
+
+
+def plan_memory(
+    name: str, options: Namespace, batch: PretrainingBatch
+) -> float:
+    """Return the GiB that an eager update is predicted to allocate."""
+    on_cpu = batch.to("cpu")
+    with fake_training(options.device.type):
+        values = read_values(options.yaml[0], options, MIXERS[name])
+        model = values["model"].train()
+        share = 1 - options.memory_budget
+        values["encoder"].conformer.recompute_share(share)
+        memory = trace_update(
+            model,
+            torch.optim.AdamW(model.parameters()),
+            lambda: (
+                model(
+                    on_cpu.wavs, on_cpu.wav_lens, on_cpu.masked, temperature=2.0
+                ).loss
+            ),
+            accumulation=1,
+            autocast=torch.bfloat16 if values["precision"] == "bf16" else None,
+        )
+    return memory.peak / 2**30
 
 
 def make_batch(seconds: float, batch_seconds: float) -> PretrainingBatch:
@@ -406,8 +482,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         "bf16 on a GPU, are counted.",
         "",
         "| s | contestant | parameters | ms | middle half | audio h per h "
-        "| share of peak | GiB allocated, reserved | M multiply-adds per frame "
-        "| kernels | kB moved per frame | kB kept per frame and layer |",
+        "| share of peak | GiB planned, allocated, reserved "
+        "| M multiply-adds per frame | kernels | kB moved per frame "
+        "| kB kept per frame and layer |",
         "|---" * 12 + "|",
     ]
     for row in report["rows"]:
@@ -422,7 +499,8 @@ def as_markdown(report: dict[str, Any]) -> str:
             cells.append(f"{row['audio_hours_per_hour']:.0f}")
             cells.append(f"{100 * row['share_of_peak']:.0f} %")
             memory = [
-                row.get(f"{key}_gib") for key in ("allocated", "reserved")
+                row.get(f"{key}_gib")
+                for key in ("planned", "allocated", "reserved")
             ]
             cells.append(", ".join(f"{x:.1f}" for x in memory if x))
         cells.append(f"{row['multiply_adds_per_frame'] / 1e6:.1f}")
