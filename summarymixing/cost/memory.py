@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from summarymixing.nnet import layers
+
 
 class LiveMemory(TorchDispatchMode):
     """Follow the memory of all tensors that are made inside `with`.
@@ -114,6 +116,8 @@ def fake_training(device_type: str = "cuda") -> Iterator[FakeTensorMode]:
         if device_type == "cuda":
             for name, function in CUDA_RULES.items():
                 rules.enter_context(mock.patch.object(F, name, function))
+            # Nor are there the kernels that only CPUs have.
+            rules.enter_context(mock.patch.object(layers, "_HAS_ONEDNN", False))
         yield rules.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
 
 
