@@ -293,7 +293,7 @@ def real_runs(options: Namespace) -> None:
         "checkpoint_every_updates": 2 if options.small else options.updates,
         "log_every_updates": 1 if options.small else 50,
         "warmup_updates": max(options.updates // 10, 1),
-        "max_batch_seconds": 20 if options.small else 120,
+        "max_batch_seconds": 60 if options.small else 120,
         "accumulation": 1,
         "front_end_gradient": 0.1,
         "diversity_weight": 1.0,
