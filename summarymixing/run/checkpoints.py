@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ PREVIOUS_SUFFIX = "+previous"
 FINGERPRINT_KEY = "fingerprint"
 # What torch says, as a RuntimeError, where a file cannot be written further.
 WRITE_ERRORS = ("inline_container", "iostream error")
+# A server that is busy, or a disk that somebody is clearing, need not cost the
+# updates since the last checkpoint. The other ranks wait meanwhile.
+SAVE_PAUSES_S = (10.0, 60.0)
 ROOM_NEEDED = "Saving needs room for one checkpoint more than are kept."
 MESSAGE_CHARACTERS = 600
 
@@ -287,7 +291,19 @@ class AtomicCheckpointer(Checkpointer):
     def _save(
         self, meta: Any, end_of_epoch: bool, name: str | None, verbosity: int
     ) -> Checkpoint:
-        """Write aside, seal, rename; rank 0 only."""
+        """Save, more than once if need be; rank 0 only."""
+        for pause in SAVE_PAUSES_S:
+            try:
+                return self._save_once(meta, end_of_epoch, name, verbosity)
+            except UserError as error:
+                logger.warning("%s. Next attempt in %g s", error, pause)
+                time.sleep(pause)
+        return self._save_once(meta, end_of_epoch, name, verbosity)
+
+    def _save_once(
+        self, meta: Any, end_of_epoch: bool, name: str | None, verbosity: int
+    ) -> Checkpoint:
+        """Write aside, seal, rename."""
         final = self._new_checkpoint_dirpath()
         if name is not None:
             final = self._custom_checkpoint_dirpath(name)

@@ -9,6 +9,7 @@ import torch
 from torch import multiprocessing
 
 from summarymixing.errors import UserError
+from summarymixing.run import checkpoints
 from summarymixing.run.checkpoints import AtomicCheckpointer
 
 NUM_PROCESSES = 2
@@ -71,5 +72,6 @@ def save_fail_and_recover(rank: int, folder: Path) -> None:
     assert model.weight.item() == 1.0
 
 
-def test_ranks_save_fail_and_recover_together(tmp_path):
+def test_ranks_save_fail_and_recover_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SAVE_PAUSES_S", (0.1,))
     run_in_two_processes(tmp_path, save_fail_and_recover)

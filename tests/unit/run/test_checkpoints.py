@@ -16,7 +16,7 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from summarymixing.errors import UserError
-from summarymixing.run import checkpoint_files
+from summarymixing.run import checkpoint_files, checkpoints
 from summarymixing.run.checkpoints import (
     AtomicCheckpointer,
     open_checkpoints,
@@ -256,6 +256,7 @@ def limit_file_size(monkeypatch, checkpointer: AtomicCheckpointer) -> None:
 
 @pytest.mark.parametrize("fill", [fill_the_disk, limit_file_size])
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch, fill):
+    monkeypatch.setattr(checkpoints, "SAVE_PAUSES_S", (0.0,))
     checkpointer, weights = saved(tmp_path, 1)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     with monkeypatch.context() as full:
@@ -293,6 +294,27 @@ def test_folders_that_cannot_be_flushed_are_no_error(
     checkpointer, weights = saved(tmp_path, 1)
     checkpointer.recover_if_possible()
     assert weights.number() == 1
+
+
+def test_saving_that_fails_in_passing_is_tried_again(
+    tmp_path, monkeypatch, caplog
+):
+    checkpointer, weights = saved(tmp_path, 1)
+    flush, pauses = checkpoint_files.flush, []
+
+    def fail_twice(path: Path) -> None:
+        if len(pauses) < 2:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        flush(path)
+
+    monkeypatch.setattr(checkpoint_files, "flush", fail_twice)
+    monkeypatch.setattr(checkpoints.time, "sleep", pauses.append)
+    save(checkpointer, 2)
+    assert pauses == list(checkpoints.SAVE_PAUSES_S)
+    assert caplog.text.count("Next attempt in") == 2
+    weights.set(0)
+    checkpointer.recover_if_possible()
+    assert weights.number() == 2
 
 
 def test_folder_where_nothing_can_be_saved_is_told_first(
