@@ -143,23 +143,32 @@ def relocate(manifest: Path, old_prefix: str, new_prefix: str) -> None:
         print(f"warning: {error}", file=sys.stderr)
 
 
-def verify(places: list[Path], num_workers: int, overwrite: bool) -> None:
+def verify(
+    places: list[Path],
+    output: Path | None,
+    num_workers: int,
+    overwrite: bool,
+) -> None:
     """Read all audio of manifests, and list the rows that are bad.
 
     Arguments
     ---------
     places : list of Path
-        Folders of manifests, or CSV files. The report and the list are
-        written beside the first.
+        Folders of manifests, or CSV files.
+    output : Path or None
+        Folder of the report and the list; beside the first manifest if None.
     num_workers : int
         The number of processes.
     overwrite : bool
         Whether to read again what an earlier call has verified.
     """
     manifests = audit.find_manifests(places)
-    report = manifests[0].with_name(audit.REPORT_NAME)
-    quarantine = manifests[0].with_name(audit.QUARANTINE_NAME)
+    folder = (output or manifests[0].parent).absolute()
+    report, quarantine = (
+        folder / name for name in (audit.REPORT_NAME, audit.QUARANTINE_NAME)
+    )
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
             report.unlink(missing_ok=True)
         found = audit.verify(manifests, report, num_workers=num_workers)
@@ -173,7 +182,10 @@ def verify(places: list[Path], num_workers: int, overwrite: bool) -> None:
             "--num_workers."
         ) from error
     except OSError as error:
-        raise UserError(describe_os_error(error)) from error
+        raise UserError(
+            f"{describe_os_error(error)}. --output=FOLDER takes "
+            f"{audit.REPORT_NAME} and {audit.QUARANTINE_NAME} elsewhere"
+        ) from error
     if found.num_known:
         print(
             f"An earlier call had verified {found.num_known:,} of "
@@ -228,6 +240,12 @@ def _make_parser(corpora: Mapping[str, Corpus]) -> argparse.ArgumentParser:
     summary = "read all audio of manifests and list what is bad"
     sub = commands.add_parser("verify", help=summary, description=summary)
     sub.add_argument("places", metavar="MANIFESTS", type=Path, nargs="+")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="for the report and the list (default: beside the first manifest)",
+    )
     _add_common_arguments(sub)
     return parser
 

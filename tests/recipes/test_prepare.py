@@ -124,6 +124,12 @@ def test_bad_audio_is_listed_and_a_second_call_says_so(
     assert len(path.read_text().splitlines()) == 3
     _, output, _ = type_command("verify", tmp_path / "m", "--overwrite")
     assert "An earlier call" not in output
+    other = tmp_path / "new" / "folder"
+    status, output, _ = type_command("verify", path.parent, "--output", other)
+    assert status == 0 and f"--exclude={other / 'quarantine.csv'}" in output
+    words = ("verify", path.parent, "--output", path)
+    status, _, errors = type_command(*words)
+    assert status == 2 and "--output=FOLDER" in errors
     status, _, errors = type_command("verify", tmp_path / "none.csv")
     assert status == 2 and errors.startswith("error: There is no manifest")
 
