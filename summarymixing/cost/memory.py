@@ -136,14 +136,14 @@ def _native_dropout(
 
 
 def _fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     **kwargs: Any,
 ) -> Tensor:
-    return _attend(q, k, v, attn_mask, **kwargs)
+    return _attend(query, key, value, attn_mask, **kwargs)
 
 
 CUDA_RULES = {

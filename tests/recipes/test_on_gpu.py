@@ -43,8 +43,9 @@ def test_parts_are_listed_and_checked(type_command):
 
 
 @pytest.mark.slow
-def test_every_part_runs(type_command, tmp_path):
+def test_parts_run(type_command, tmp_path):
+    # Without those that compile: minutes of a C++ compiler on a CPU.
     here = ["--small", "--device=cpu", f"--out={tmp_path}"]
-    assert type_command(*here)[0] == 0
+    assert type_command(*here, "--parts=eager,real_runs")[0] == 0
     failed = {k: v for k, v in read(tmp_path).items() if "failure" in v}
     assert not failed

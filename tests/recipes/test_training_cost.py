@@ -17,7 +17,8 @@ def test_report_has_contestants_and_lengths(
     monkeypatch.setattr(script, "check_parity", lambda: None)
     status, *_ = type_command(
         f"--override={TINY}",
-        "--contestants=SummaryMixing,fused attention,stock SpeechBrain",
+        "--contestants=SummaryMixing,fused attention,rotary attention,"
+        "stock SpeechBrain",
         "--lengths=1,2",
         "--batch_seconds=2",
         "--repeats=1",
@@ -26,7 +27,7 @@ def test_report_has_contestants_and_lengths(
     assert status == 0
     report = json.loads((tmp_path / "cost.json").read_text())
     rows = {(r["contestant"], r["seconds"]): r for r in report["rows"]}
-    assert len(rows) == 6
+    assert len(rows) == 8
     ours, attention = (
         rows[name, 2.0] for name in ("SummaryMixing", "fused attention")
     )
