@@ -45,6 +45,8 @@ class Progress:
         self.gpu_seconds = 0.0
         self.audio_seconds = 0.0
         self.skipped_updates = 0
+        # The last one of a pre-training: its update and its metrics.
+        self.validation: dict[str, float] = {}
 
     def metrics(self) -> dict[str, float]:
         """Return hours and updates, by their names in the log."""

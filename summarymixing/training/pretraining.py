@@ -377,6 +377,7 @@ class PretrainingBrain(ResumableBrain):
             {**metrics, "seconds_validating": seconds},
         )
         self._warn_of_collapse(metrics)
+        self.progress.validation = {"update": self.optimizer_step, **metrics}
         self.save_checkpoint(metrics)
         # Validation and saving are not training time of the next window.
         spent = time.perf_counter() - self.stage_start
@@ -413,7 +414,7 @@ class PretrainingBrain(ResumableBrain):
             "parameters": count_parameters(self.model),
             "train_hours": self.data.hours,
             **self.progress.metrics(),
-            "valid": metrics,
+            "valid": self.progress.validation,
         }
         self.run_log.write_metrics(state)
         encoder, folder = self.model.encoder, self.folder / "encoder"

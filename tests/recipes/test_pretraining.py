@@ -334,6 +334,28 @@ def test_a_stop_is_saved_where_it_is_read(
     assert logged == [("train", 2), ("train", expected)]
 
 
+def test_a_stop_keeps_the_last_validation(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    asked = iter([False, False, True])
+    monkeypatch.setattr(pretraining, "stop_requested", lambda: next(asked))
+    with pytest.raises(SystemExit) as end:
+        train(
+            ROOT / "hparams/pretraining/tiny.yaml",
+            pretraining_manifests,
+            tmp_path,
+            "--max_updates=9",
+        )
+    assert end.value.code == 75
+    config = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    for facts in (
+        json.loads((tmp_path / "metrics.json").read_text()),
+        config["trained_on"],
+    ):
+        assert (facts["update"], facts["valid"]["update"]) == (3, 2)
+        assert facts["valid"]["loss"] > 0
+
+
 def _last_update(output: Path) -> int:
     return max([entry["update"] for entry in read_log(output)], default=0)
 
