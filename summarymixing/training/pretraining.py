@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
@@ -27,7 +28,7 @@ from summarymixing.lobes.features import FRAMES_PER_SECOND
 from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
-from summarymixing.pretrained import save_encoder
+from summarymixing.pretrained import read_config, save_encoder
 from summarymixing.run.brain import (
     ResumableBrain,
     count_parameters,
@@ -57,6 +58,8 @@ MIN_UNREADABLE = 20
 
 # Below this share of the codes in use, accuracy says nothing any more.
 COLLAPSE_SHARE = 0.1
+
+ENCODER_NAME = "encoder"  # the folder of the exported encoder
 
 # Settings that a run keeps, beside those of its encoder, and why.
 FIXED = {
@@ -128,8 +131,17 @@ class PretrainingBrain(ResumableBrain):
             self._count_operations()
         super().on_fit_start()
         self.progress.gpu_seconds += self.seconds_compiling * self.world_size
+        self._repair_export()
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
+
+    def _repair_export(self) -> None:
+        """Export what a run killed after its last checkpoint did not."""
+        if self.resumed_from is None:
+            return
+        exported = on_main_process(lambda: exported_facts(self.folder))
+        if exported.get("update") != self.optimizer_step:
+            self._export()
 
     def _count_operations(self) -> None:
         try:
@@ -408,6 +420,11 @@ class PretrainingBrain(ResumableBrain):
         """Write a checkpoint, metrics.json and the encoder."""
         start = time.perf_counter()
         super().save_checkpoint(metrics)
+        self._export()
+        self.window.seconds_saving += time.perf_counter() - start
+
+    def _export(self) -> None:
+        """Write the encoder, then metrics.json, which speaks of it."""
         state = {
             "update": self.optimizer_step,
             "max_updates": self.hparams.max_updates,
@@ -416,11 +433,30 @@ class PretrainingBrain(ResumableBrain):
             **self.progress.metrics(),
             "valid": self.progress.validation,
         }
-        self.run_log.write_metrics(state)
-        encoder, folder = self.model.encoder, self.folder / "encoder"
+        encoder, folder = self.model.encoder, self.folder / ENCODER_NAME
         # The other processes wait: one that ended would take this one along.
         on_main_process(lambda: save_encoder(encoder, folder, trained_on=state))
-        self.window.seconds_saving += time.perf_counter() - start
+        self.run_log.write_metrics(state)
+
+
+def exported_facts(output_folder: Path) -> dict[str, Any]:
+    """Return what the encoder of a run was trained on, by its encoder.json.
+
+    Arguments
+    ---------
+    output_folder : Path
+        The folder of the run.
+
+    Returns
+    -------
+    dict
+        Empty where there is no encoder yet, or none that can be read.
+    """
+    try:
+        config = read_config(output_folder / ENCODER_NAME)
+    except UserError:
+        return {}
+    return dict(config.get("trained_on") or {})
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

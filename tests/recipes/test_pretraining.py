@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -354,6 +355,38 @@ def test_a_stop_keeps_the_last_validation(
     ):
         assert (facts["update"], facts["valid"]["update"]) == (3, 2)
         assert facts["valid"]["loss"] > 0
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def kill(*_args, **_options):
+    raise Killed
+
+
+@pytest.mark.parametrize("lost", ["save_encoder", "encoder folder"])
+def test_a_finished_run_has_the_encoder_of_its_last_update(
+    pretraining_manifests, tmp_path, monkeypatch, lost
+):
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    more = "--max_updates=4"
+    train(*arguments, tmp_path / "straight", more)
+    train(*arguments, tmp_path / "killed")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(pretraining, "save_encoder", kill)
+        train(*arguments, tmp_path / "killed", more)
+    state = json.loads((tmp_path / "killed/metrics.json").read_text())
+    assert state["update"] == 2  # it speaks of the encoder beside it
+    if lost == "encoder folder":
+        shutil.rmtree(tmp_path / "killed" / "encoder")
+    train(*arguments, tmp_path / "killed", more)
+    straight, killed = (weights(tmp_path / n) for n in ("straight", "killed"))
+    for name, weight in straight.items():
+        torch.testing.assert_close(killed[name], weight, rtol=0, atol=0)
+    state = json.loads((tmp_path / "killed/metrics.json").read_text())
+    assert (state["update"], state["valid"]["update"]) == (4, 4)
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
 
 
 def _last_update(output: Path) -> int:
