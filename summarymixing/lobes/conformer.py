@@ -7,6 +7,7 @@ Letters: B utterances, T frames, D width, L layers.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -134,13 +135,19 @@ class ConformerEncoderLayer(nn.Module):
         self.convolution = ConvolutionModule(d_model, kernel_size, dropout)
         self.feed_forward_out = FeedForward(d_model, d_ffn, dropout)
         self.norm = nn.LayerNorm(d_model)
+        self.shortest_sum: float = 0  # of `recomputed`, for each part alone
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Map x (B, T, D) to (B, T, D); True in padding_mask is padding."""
-        x = torch.add(x, self.feed_forward_in(x), alpha=0.5)
-        x = x + self.dropout(self.mixer(self.norm_mixer(x), padding_mask))
-        x = x + self.convolution(x, padding_mask)
+        # Backward needs the last part first, so the others wait for their turn.
+        part = partial(recomputed, shortest_sum=self.shortest_sum)
+        x = torch.add(x, part(self.feed_forward_in, x), alpha=0.5)
+        x = x + part(self._mix, x, padding_mask)
+        x = x + part(self.convolution, x, padding_mask)
         return self.norm(torch.add(x, self.feed_forward_out(x), alpha=0.5))
+
+    def _mix(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        return self.dropout(self.mixer(self.norm_mixer(x), padding_mask))
 
 
 class EncoderOutput(NamedTuple):
@@ -202,6 +209,13 @@ class ConformerEncoder(nn.Module):
         self.shortest_sums = shortest_sums(
             1 - share, len(self.layers), self.d_model
         )
+        layer: Any
+        for layer, shortest in zip(
+            self.layers, self.shortest_sums, strict=True
+        ):
+            # A part within a layer computes again what the layer does, too:
+            # only where that takes next to no products.
+            layer.shortest_sum = shortest if shortest <= self.d_model else 0
 
     def forward(
         self,

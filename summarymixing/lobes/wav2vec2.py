@@ -23,6 +23,7 @@ from summarymixing.lobes.features import (
 )
 from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.mixer import MixerFactory, describe_mixer
+from summarymixing.nnet.recompute import recomputed
 from summarymixing.nnet.summary_mixing import SummaryMixing
 from summarymixing.pretrained import load_encoder, rename_old_weights
 
@@ -194,7 +195,14 @@ class Wav2Vec2Encoder(nn.Module):
         Returns latents, (B, T, front_end_channels), and a padding mask, bool,
         (B, T), True on padding.
         """
-        return self.front_end(wavs, absolute_lengths(wav_lens, wavs.shape[1]))
+        num_samples = absolute_lengths(wav_lens, wavs.shape[1])
+        # What it keeps would wait until the Conformer's backward pass is over.
+        return recomputed(
+            self.front_end,
+            wavs,
+            num_samples,
+            shortest_sum=int(any(self.conformer.shortest_sums)),
+        )
 
     def contextualise(
         self,

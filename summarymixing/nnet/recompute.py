@@ -11,11 +11,12 @@ is not kept, so the products with the shortest sums are given up first.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -73,7 +74,7 @@ def shortest_sums(budget: float, num_layers: int, d_model: int) -> list[float]:
 
 
 def recomputed(
-    layer: nn.Module, *inputs: Tensor | None, shortest_sum: float
+    layer: Callable[..., Any], *inputs: Tensor | None, shortest_sum: float
 ) -> Any:
     """Call a layer; let the backward pass compute again what is not kept.
 
@@ -81,8 +82,9 @@ def recomputed(
 
     Arguments
     ---------
-    layer : nn.Module
-        Any module without side effects.
+    layer : callable
+        Any module, or part of one, without side effects. It may call this
+        function for its own parts: then backward holds one part at a time.
     *inputs : Tensor or None
         Its inputs, which are kept.
     shortest_sum : float
@@ -97,7 +99,10 @@ def recomputed(
         create_selective_checkpoint_contexts,
         partial(_keep_product, shortest_sum),
     )
-    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=keep)
+    out = checkpoint(layer, *inputs, use_reentrant=False, context_fn=keep)
+    # Until its end autocast keeps copies of weights that nothing else needs.
+    torch.clear_autocast_cache()
+    return out
 
 
 def _keep_product(

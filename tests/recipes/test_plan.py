@@ -7,6 +7,7 @@ import pytest
 from recipes import plan
 from summarymixing.errors import UserError
 from summarymixing.run.hparams_file import HparamsFile
+from summarymixing.training.worst_update import WorstUpdate
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "hparams/pretraining"
@@ -32,6 +33,13 @@ def test_presets_fit_and_fill_their_gpu(file):
     assert 0.75 * usable(memory) < peak <= usable(memory)
     seconds = value("max_batch_seconds") * value("accumulation") * gpus
     assert seconds == pytest.approx(5760, rel=0.03)
+
+
+def test_the_batch_of_the_paper_fits_into_8_gib():
+    recipe = HparamsFile.read(FOLDER / "summarymixing_base.yaml")
+    recipe.override({"manifests": "M", "output_folder": "O"})
+    update = WorstUpdate(recipe, longest_seconds=30.0, gpus=4).trace(0.3, 12)
+    assert update.peak < 8 * plan.GIB
 
 
 def test_a_plan_is_printed_written_and_probed(tmp_path, capsys):

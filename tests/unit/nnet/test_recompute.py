@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from summarymixing import ConformerEncoderLayer
-from summarymixing.cost.memory import kept_for_backward
+from summarymixing.cost.memory import LiveMemory, kept_for_backward
+from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.recompute import (
     num_summands,
     recomputed,
@@ -71,6 +72,7 @@ def test_values_gradients_and_random_numbers_stay(
 
     def run(x, shortest_sum):
         torch.manual_seed(5)  # of dropout
+        layer.shortest_sum = shortest_sum  # of its parts
         return recomputed(layer, x, mask, shortest_sum=shortest_sum)
 
     def everything(shortest_sum):
@@ -119,6 +121,45 @@ def test_each_step_saves_memory(device):
     frame = [kept(shortest_sum) / x.nbytes for shortest_sum in SUMS]
     assert frame == pytest.approx([15, 10, 2, 0], abs=0.2)
     assert kept(0) > 25 * x.nbytes
+
+
+def test_backward_holds_one_part_of_a_layer_at_a_time(device):
+    layer = make_layer(device).double()
+    x = torch.randn(2, 500, D_MODEL, dtype=torch.float64, device=device)
+
+    def peak(of_parts):
+        layer.shortest_sum = of_parts
+        layer.zero_grad()
+        with LiveMemory() as memory:
+            recomputed(layer, x, None, shortest_sum=1).sum().backward()
+        return memory.peak / x.nbytes
+
+    # The width D of the feed-forward modules is small here, so this is
+    # less than it would be for a real layer.
+    assert peak(1) < peak(0) - 8
+
+
+@pytest.mark.parametrize("share", [0.6, 0.7, 1])
+def test_an_encoder_learns_the_same(share, device):
+    torch.manual_seed(1)
+    encoder = Wav2Vec2Encoder(
+        num_layers=2, d_model=16, d_ffn=32, front_end_channels=8
+    )
+    encoder.double().to(device)
+    wavs = torch.randn(2, 8000, device=device)
+    lengths = torch.tensor([1.0, 0.6], device=device)
+
+    def gradients(share):
+        torch.manual_seed(5)
+        encoder.conformer.recompute_share(share)
+        out = encoder(wavs, lengths).hidden_states[-1]
+        return torch.autograd.grad(
+            out.square().sum(), list(encoder.parameters()), allow_unused=True
+        )
+
+    torch.testing.assert_close(
+        gradients(share), gradients(0), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_no_gradient_keeps_nothing(device):
