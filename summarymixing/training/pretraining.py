@@ -206,7 +206,7 @@ class PretrainingBrain(ResumableBrain):
             with self.training_ctx:
                 output = self._forward(batch, layer_drop_seed=seed)
             self.scaler.scale(output.loss / self.nominal_frames).backward()
-        self.window.sums.add(output, batch.seconds, self._multiply_adds(batch))
+        self.window.sums.add(output, batch, self._multiply_adds(batch))
         self.update_frames += output.frames
         if should_step:
             self.optimizers_step()
@@ -289,13 +289,11 @@ class PretrainingBrain(ResumableBrain):
 
     def _report_unreadable(self, batch: PretrainingBatch) -> None:
         """List utterances that could not be read; too many end the run."""
-        self.utterances += len(batch.masked.counts) + len(batch.unreadable)
+        self.utterances += batch.utterances
         if not batch.unreadable:
             return
         self.unreadable += len(batch.unreadable)
-        path = self.folder / f"unreadable_audio.{self.rank}.txt"
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{message}\n" for message in batch.unreadable)
+        path = self._list_unreadable(batch)
         limit = max(MIN_UNREADABLE, MAX_UNREADABLE_SHARE * self.utterances)
         if self.unreadable > limit:
             raise UserError(
@@ -303,6 +301,13 @@ class PretrainingBrain(ResumableBrain):
                 f"be read, the last one: {batch.unreadable[-1]} All are "
                 f"listed in {path}. Is a disk gone?"
             )
+
+    def _list_unreadable(self, batch: PretrainingBatch) -> Path:
+        path = self.folder / f"unreadable_audio.{self.rank}.txt"
+        if batch.unreadable:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{message}\n" for message in batch.unreadable)
+        return path
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
         """Show the last logged loss: reading each one would stall a GPU."""
@@ -365,9 +370,10 @@ class PretrainingBrain(ResumableBrain):
         self, batch: PretrainingBatch, stage: sb.Stage
     ) -> Tensor:
         """Add a validation batch, whose masks and negatives are fixed."""
+        self._list_unreadable(batch)
         with torch.no_grad(), self.evaluation_ctx:
             output = self._forward(batch)
-        self.valid_sums.add(output, batch.seconds)
+        self.valid_sums.add(output, batch)
         return output.loss
 
     def on_stage_end(
@@ -381,6 +387,7 @@ class PretrainingBrain(ResumableBrain):
             self._stop_if_asked()
             return
         self.valid_sums.reduce()
+        self._check_validation(self.valid_sums)
         metrics = self.valid_sums.metrics()
         seconds = time.perf_counter() - self.stage_start
         self.run_log.write(
@@ -395,6 +402,27 @@ class PretrainingBrain(ResumableBrain):
         spent = time.perf_counter() - self.stage_start
         self.window.start += spent
         self.progress.gpu_seconds += spent * self.world_size
+
+    def _check_validation(self, sums: MetricSums) -> None:
+        """Raise UserError, on all processes, if audio is missing.
+
+        The numbers of two validations can be compared only over the same
+        utterances, and over none at all the loss is 0.
+        """
+        if not sums.unreadable:
+            return
+        lost = (
+            f"{sums.unreadable} of {sums.utterances} utterances of the "
+            f"validation could not be read; {self.folder} lists them in "
+            "unreadable_audio.RANK.txt."
+        )
+        limit = max(1, MAX_UNREADABLE_SHARE * sums.utterances)
+        if sums.unreadable == sums.utterances or sums.unreadable > limit:
+            raise UserError(
+                f"{lost} Is a disk gone? Leave out files that are broken by "
+                "--exclude (see `recipes/prepare.py verify`) and start again."
+            )
+        logger.warning("%s Its loss is that of the others.", lost)
 
     def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
         codes = self.hparams.num_groups * self.hparams.num_codes

@@ -43,13 +43,15 @@ class PretrainingBatch:
     """Audio and masks of a micro-batch.
 
     wavs : (B, S); wav_lens : (B,); masked : MaskedFrames; seconds : audio
-    without padding; unreadable : a message for each utterance left out.
+    without padding; utterances : how many there should be; unreadable : a
+    message for each of them that was left out.
     """
 
     wavs: Tensor
     wav_lens: Tensor
     masked: MaskedFrames
     seconds: float
+    utterances: int
     unreadable: list[str]
 
     def to(self, device: torch.device | str) -> PretrainingBatch:
@@ -98,7 +100,12 @@ class MaskingCollate:
             wavs = torch.zeros(2, HOP_SAMPLES * 2)
             nothing = gather_masked_frames([[0], [0]], 2, [0, 0])
             return PretrainingBatch(
-                wavs, torch.ones(2), nothing, 0.0, unreadable
+                wavs,
+                torch.ones(2),
+                nothing,
+                seconds=0.0,
+                utterances=len(utterances),
+                unreadable=unreadable,
             )
         wavs, wav_lens = pad_wavs([u.wav for u in readable])
         seeds = [
@@ -114,6 +121,7 @@ class MaskingCollate:
             wav_lens,
             gather_masked_frames(masked, num_frames(wavs.shape[1]), seeds),
             seconds=sum(len(u.wav) for u in readable) / SAMPLE_RATE_HZ,
+            utterances=len(utterances),
             unreadable=unreadable,
         )
 

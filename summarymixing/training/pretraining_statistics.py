@@ -14,6 +14,7 @@ from summarymixing.lobes.pretraining import (
 )
 from summarymixing.nnet.losses import diversity_loss
 from summarymixing.nnet.quantiser import perplexity
+from summarymixing.training.pretraining_data import PretrainingBatch
 
 # Fields of `PretrainingOutput` that are (G, V); all others are single numbers.
 PER_CODE = ("probability_sums", "code_counts")
@@ -42,31 +43,44 @@ class MetricSums:
         }
         self.seconds = 0.0  # of audio
         self.multiply_adds = 0.0
+        self.utterances = self.unreadable = 0  # the first include the second
 
     def add(
         self,
         output: PretrainingOutput,
-        seconds: float,
+        batch: PretrainingBatch,
         multiply_adds: float = 0.0,
     ) -> None:
-        """Add a batch that holds so many seconds of audio."""
-        self.seconds += seconds
+        """Add a batch and what came of it."""
+        self.seconds += batch.seconds
         self.multiply_adds += multiply_adds
+        self.utterances += batch.utterances
+        self.unreadable += len(batch.unreadable)
         for name, value in output._asdict().items():
             self.values[name] += value.detach()
 
     def reduce(self) -> None:
         """Sum over all processes; every process must call it."""
         parts = list(self.values.values())
-        numbers = parts[0].new_tensor([self.seconds, self.multiply_adds])
-        packed = torch.cat([*(part.flatten() for part in parts), numbers])
+        numbers = [
+            self.seconds,
+            self.multiply_adds,
+            self.utterances,
+            self.unreadable,
+        ]
+        packed = torch.cat(
+            [*(part.flatten() for part in parts), parts[0].new_tensor(numbers)]
+        )
         if dist.is_initialized():
             dist.all_reduce(packed)
         packed = packed.cpu()
-        split = packed[:-2].split([part.numel() for part in parts])
+        *split, rest = packed.split(
+            [*(part.numel() for part in parts), len(numbers)]
+        )
         for name, part, values in zip(self.values, parts, split, strict=True):
             self.values[name] = values.view(part.shape)
-        self.seconds, self.multiply_adds = packed[-2:].tolist()
+        self.seconds, self.multiply_adds, *counts = rest.tolist()
+        self.utterances, self.unreadable = map(int, counts)
 
     def metrics(self) -> dict[str, float]:
         """Return means over the masked frames, after `reduce`.
@@ -85,6 +99,8 @@ class MetricSums:
             "diversity_loss": diversity_loss(sums["probability_sums"]).item(),
             "code_perplexity": perplexity(sums["code_counts"]).item(),
             "prob_perplexity": perplexity(sums["probability_sums"]).item(),
+            "utterances": self.utterances,
+            "unreadable_utterances": self.unreadable,
         }
 
 

@@ -127,6 +127,7 @@ def make_batch(lengths, seeds):
         wav_lens,
         gather_masked_frames(masked, num_frames(padded.shape[1]), seeds),
         seconds=sum(lengths) / 16_000,
+        utterances=len(lengths),
         unreadable=[],
     )
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.manifest import Manifest, write_manifest
+from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.lobes.conformer import ConformerEncoderLayer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_log
@@ -449,23 +450,61 @@ def test_moved_audio_is_explained(pretraining_manifests, tmp_path, capsys):
     assert "relocate" in message
 
 
+def break_rows(
+    source: Path, folder: Path, split: str, number: int | None
+) -> Path:
+    """Write manifests whose first rows of a split, or all, cannot be read."""
+    broken = folder / "broken.flac"
+    for name in ("train", "valid"):
+        rows = [
+            Row(r.id, r.path, r.segments, r.duration)
+            for r in Manifest.read(source / "train.csv")
+        ]
+        if name == split:
+            broken.write_bytes(Path(rows[0].path).read_bytes()[:5000])
+            for i, row in enumerate(rows[:number]):
+                rows[i] = replace(row, path=str(broken))
+        write_manifest(folder / f"{name}.csv", rows)
+    return broken
+
+
+@pytest.mark.parametrize("number", [2, None], ids=["some", "all"])
+def test_a_validation_without_its_audio_is_none(
+    number, pretraining_manifests, tmp_path, capsys
+):
+    """Over no utterance, contrastive loss and accuracy would be 0."""
+    broken = break_rows(pretraining_manifests, tmp_path, "valid", number)
+    output = tmp_path / "out"
+    message = refused(
+        capsys,
+        *command(ROOT / "hparams/pretraining/tiny.yaml", tmp_path, output),
+    )
+    total = len(Manifest.read(tmp_path / "valid.csv"))
+    lost = total if number is None else number
+    assert f"{lost} of {total} utterances of the validation" in message
+    assert [e["stage"] for e in read_log(output)] == ["train"] * 2
+    assert str(broken) in (output / "unreadable_audio.0.txt").read_text()
+
+
+def test_one_utterance_may_be_missing_from_a_validation(
+    pretraining_manifests, tmp_path
+):
+    break_rows(pretraining_manifests, tmp_path, "valid", 1)
+    file, output = ROOT / "hparams/pretraining/tiny.yaml", tmp_path / "out"
+    train(file, tmp_path, output)
+    entry = read_log(output)[-1]
+    total = len(Manifest.read(tmp_path / "valid.csv"))
+    assert total > 3 and entry["loss"] > 0
+    assert (entry["utterances"], entry["unreadable_utterances"]) == (total, 1)
+    expected = f"1 of {total} utterances of the validation could not be read"
+    assert expected in (output / "log.txt").read_text()
+
+
 def test_unreadable_audio_is_skipped_and_listed(
     pretraining_manifests, tmp_path
 ):
     """One broken file does not end a run, and is not passed over silently."""
-    rows = list(Manifest.read(pretraining_manifests / "train.csv"))
-    broken = tmp_path / "broken.flac"
-    broken.write_bytes(Path(rows[0].path).read_bytes()[:5000])
-    rows[0] = type(rows[0])(
-        rows[0].id, str(broken), rows[0].segments, rows[0].duration
-    )
-    write_manifest(
-        tmp_path / "train.csv",
-        [type(r)(r.id, r.path, r.segments, r.duration) for r in rows],
-    )
-    (tmp_path / "valid.csv").write_bytes(
-        (pretraining_manifests / "valid.csv").read_bytes()
-    )
+    broken = break_rows(pretraining_manifests, tmp_path, "train", 1)
     output = tmp_path / "out"
     train(
         ROOT / "hparams/pretraining/tiny.yaml",
