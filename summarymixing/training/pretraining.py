@@ -1,7 +1,8 @@
 """The Brain of wav2vec 2.0 pre-training.
 
-One "epoch" of SpeechBrain's loop is the interval between two checkpoints, so
-each ends with a validation, a checkpoint and an exported encoder.
+One "epoch" of SpeechBrain's loop is the interval between two checkpoints. Each
+ends with a checkpoint, a validation and an exported encoder, in this order: a
+run that dies on the way makes up for what is missing when it is started again.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class PretrainingBrain(ResumableBrain):
         self.nominal_frames = h.max_batch_seconds * FRAMES_PER_SECOND
         self.update_frames = torch.zeros((), device=self.device).double()
         self.unreadable = self.utterances = 0
+        self.validation_due = False  # when the run before this one has ended
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
         self.operations: Operations | None = None  # where a share is known
@@ -112,6 +114,11 @@ class PretrainingBrain(ResumableBrain):
         Each step also tells the sampler of the data which updates come next.
         """
         every = self.hparams.checkpoint_every_updates
+        if self.validation_due:
+            self.data.sampler.set_range(
+                self.optimizer_step, self.optimizer_step
+            )
+            yield -(-self.optimizer_step // every)
         while self.optimizer_step < self.hparams.max_updates:
             start = self.optimizer_step
             number = start // every
@@ -131,16 +138,28 @@ class PretrainingBrain(ResumableBrain):
             self._count_operations()
         super().on_fit_start()
         self.progress.gpu_seconds += self.seconds_compiling * self.world_size
-        self._repair_export()
+        if self.resumed_from is not None:
+            self._catch_up()
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
 
-    def _repair_export(self) -> None:
-        """Export what a run killed after its last checkpoint did not."""
-        if self.resumed_from is None:
-            return
+    def _catch_up(self) -> None:
+        """Do what a run that ended after its last checkpoint did not."""
+        h, update = self.hparams, self.optimizer_step
         exported = on_main_process(lambda: exported_facts(self.folder))
-        if exported.get("update") != self.optimizer_step:
+        is_exported = exported.get("update") == update
+        # Version 0.1.0 did not note the update of a validation.
+        validation = {"update": update, **(exported.get("valid") or {})}
+        is_validated = is_exported and validation.keys() > {"update"}
+        is_validated &= validation["update"] == update
+        if is_validated:
+            self.progress.validation = validation
+        ends_interval = not update % h.checkpoint_every_updates
+        ends_interval |= update >= h.max_updates
+        self.validation_due = ends_interval and not is_validated
+        if is_exported:
+            self.run_log.write_metrics(exported)
+        elif not self.validation_due:  # after which it is exported
             self._export()
 
     def _count_operations(self) -> None:
@@ -267,6 +286,7 @@ class PretrainingBrain(ResumableBrain):
         if self.optimizer_step > self.window.update:
             self._log_train()
         self.save_checkpoint({})
+        self._export()
         raise Stopped
 
     def gradient_factor(self) -> Tensor:
@@ -379,12 +399,14 @@ class PretrainingBrain(ResumableBrain):
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
-        """Log what is left; after validation: log, save, export."""
+        """Log what is left and save; after validation: log, export."""
         if stage != sb.Stage.VALID:
             self.trace.end_stage()
             if self.optimizer_step > self.window.update:
                 self._log_train()
             self._stop_if_asked()
+            if self.step:  # else only a validation is due
+                self.save_checkpoint({})
             return
         self.valid_sums.reduce()
         self._check_validation(self.valid_sums)
@@ -397,11 +419,14 @@ class PretrainingBrain(ResumableBrain):
         )
         self._warn_of_collapse(metrics)
         self.progress.validation = {"update": self.optimizer_step, **metrics}
-        self.save_checkpoint(metrics)
-        # Validation and saving are not training time of the next window.
-        spent = time.perf_counter() - self.stage_start
-        self.window.start += spent
-        self.progress.gpu_seconds += spent * self.world_size
+        self._export()
+        self.validation_due = False
+        self._leave_out(time.perf_counter() - self.stage_start)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Count validation and saving for the run, not for its speed."""
+        self.window.start += seconds
+        self.progress.gpu_seconds += seconds * self.world_size
 
     def _check_validation(self, sums: MetricSums) -> None:
         """Raise UserError, on all processes, if audio is missing.
@@ -445,14 +470,16 @@ class PretrainingBrain(ResumableBrain):
         return {"num_to_keep": self.hparams.checkpoints_to_keep}
 
     def save_checkpoint(self, metrics: dict[str, Any]) -> None:
-        """Write a checkpoint, metrics.json and the encoder."""
+        """Write a checkpoint, and count the time."""
         start = time.perf_counter()
         super().save_checkpoint(metrics)
-        self._export()
-        self.window.seconds_saving += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.window.seconds_saving += seconds
+        self._leave_out(seconds)
 
     def _export(self) -> None:
         """Write the encoder, then metrics.json, which speaks of it."""
+        start = time.perf_counter()
         state = {
             "update": self.optimizer_step,
             "max_updates": self.hparams.max_updates,
@@ -465,6 +492,7 @@ class PretrainingBrain(ResumableBrain):
         # The other processes wait: one that ended would take this one along.
         on_main_process(lambda: save_encoder(encoder, folder, trained_on=state))
         self.run_log.write_metrics(state)
+        self.window.seconds_saving += time.perf_counter() - start
 
 
 def exported_facts(output_folder: Path) -> dict[str, Any]:

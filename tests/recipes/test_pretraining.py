@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.lobes.conformer import ConformerEncoderLayer
+from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_log
 from summarymixing.training import pretraining
@@ -388,6 +389,41 @@ def test_a_finished_run_has_the_encoder_of_its_last_update(
     state = json.loads((tmp_path / "killed/metrics.json").read_text())
     assert (state["update"], state["valid"]["update"]) == (4, 4)
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    "end", ["killed in the validation", "stopped before the validation"]
+)
+def test_a_validation_that_a_run_did_not_reach_is_made_up_for(
+    end, pretraining_manifests, tmp_path, monkeypatch
+):
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    more = "--max_updates=4"
+    saved = []
+    write = AtomicCheckpointer._save_once
+    monkeypatch.setattr(
+        AtomicCheckpointer,
+        "_save_once",
+        lambda self, meta, *rest: (
+            saved.append(meta["update"]) or write(self, meta, *rest)
+        ),
+    )
+    train(*arguments, tmp_path / "straight", more)
+    assert saved == [2, 4]  # each once
+    with monkeypatch.context() as patch:
+        if end.startswith("killed"):
+            patch.setattr(pretraining.PretrainingBrain, "evaluate_batch", kill)
+        else:
+            asked = iter([False, True])
+            patch.setattr(pretraining, "stop_requested", lambda: next(asked))
+        with pytest.raises((Killed, SystemExit)):
+            train(*arguments, tmp_path / "ended", more)
+    train(*arguments, tmp_path / "ended", more)
+    assert saved[2:] == [2, 4]
+    straight, ended = (weights(tmp_path / n) for n in ("straight", "ended"))
+    for name, weight in straight.items():
+        torch.testing.assert_close(ended[name], weight, rtol=0, atol=0)
+    assert _losses(tmp_path / "ended") == _losses(tmp_path / "straight")
 
 
 def _last_update(output: Path) -> int:
