@@ -28,7 +28,7 @@ from summarymixing.errors import (
 from summarymixing.run import processes
 from summarymixing.run.hparams_file import HparamsFile, read_value
 from summarymixing.run.output_folder import mark_stopped, output_folder_of
-from summarymixing.run.stopping import STOP, Stopped
+from summarymixing.run.stopping import STOP, Stopped, stop_reason
 from summarymixing.run.yaml_trees import nearest
 
 LIST_OPTIONS = ("jit_module_keys", "compile_module_keys")
@@ -155,14 +155,13 @@ def _run(main: Main, argv: Sequence[str]) -> None:
         processes.process_group(str(run_opts.device)),
         output_folder_of(recipe, argv) as folder,
     ):
+        stopped = False  # a run that was complete by then is complete
         try:
             main(recipe.build(), run_opts)
-            stopped = STOP.received is not None
         except Stopped:
             stopped = True
         if stopped and processes.rank() == 0:
-            # Rank 0 may learn from another rank that it has to stop.
-            reason = STOP.received.name if STOP.received else "another rank"
+            reason = stop_reason()
             if folder is not None:
                 mark_stopped(folder, reason)
             print(

@@ -16,7 +16,10 @@ from summarymixing.data.batching import STOP_SIGNALS
 
 
 class Stopped(Exception):
-    """Leaves SpeechBrain's loop after a stop was asked for and saved."""
+    """Leaves SpeechBrain's loop after a stop was asked for and saved.
+
+    A recipe that ends without it is complete, whatever it was asked.
+    """
 
 
 class StopRequests:
@@ -64,6 +67,11 @@ STOP = StopRequests()
 def stop_requested() -> bool:
     """Return whether this process was asked to save and stop."""
     return STOP.received is not None
+
+
+def stop_reason() -> str:
+    """Return which signal asked; a rank may learn it from another one."""
+    return STOP.received.name if STOP.received else "another rank"
 
 
 def stop_requested_anywhere() -> bool:

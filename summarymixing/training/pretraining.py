@@ -35,8 +35,14 @@ from summarymixing.run.brain import (
     count_parameters,
     make_optimizer,
 )
+from summarymixing.run.output_folder import mark_stopped
 from summarymixing.run.processes import on_main_process
-from summarymixing.run.stopping import Stopped, stop_requested
+from summarymixing.run.stopping import (
+    Stopped,
+    stop_reason,
+    stop_requested,
+    stop_requested_anywhere,
+)
 from summarymixing.training.compilation import compile_layers, should_compile
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
@@ -286,8 +292,13 @@ class PretrainingBrain(ResumableBrain):
         if self.optimizer_step > self.window.update:
             self._log_train()
         self.save_checkpoint({})
+        # At once: whoever asked may not wait for the encoder.
+        self._mark_stopped()
         self._export()
         raise Stopped
+
+    def _mark_stopped(self) -> None:
+        on_main_process(lambda: mark_stopped(self.folder, stop_reason()))
 
     def gradient_factor(self) -> Tensor:
         """Turn sums into means over the frames of the update, everywhere.
@@ -422,6 +433,10 @@ class PretrainingBrain(ResumableBrain):
         self._export()
         self.validation_due = False
         self._leave_out(time.perf_counter() - self.stage_start)
+        is_complete = self.optimizer_step >= self.hparams.max_updates
+        if not is_complete and stop_requested_anywhere():
+            self._mark_stopped()
+            raise Stopped
 
     def _leave_out(self, seconds: float) -> None:
         """Count validation and saving for the run, not for its speed."""

@@ -21,7 +21,11 @@ import torch
 
 from summarymixing.errors import UserError
 from summarymixing.run.launch import run
-from summarymixing.run.stopping import stop_requested, stop_requested_anywhere
+from summarymixing.run.stopping import (
+    Stopped,
+    stop_requested,
+    stop_requested_anywhere,
+)
 
 
 def describe(rank, folder, hparams):
@@ -38,6 +42,7 @@ def describe(rank, folder, hparams):
             break
         time.sleep(0.05)
     (folder / f"{rank}.saved").write_text(str(stop_requested()))
+    raise Stopped
 
 
 def refuse_on_rank_1(rank, folder, hparams):

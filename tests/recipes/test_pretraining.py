@@ -426,6 +426,56 @@ def test_a_validation_that_a_run_did_not_reach_is_made_up_for(
     assert _losses(tmp_path / "ended") == _losses(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("max_updates", [4, 2])
+def test_a_stop_in_a_validation_comes_after_it(
+    max_updates, pretraining_manifests, tmp_path, monkeypatch
+):
+    """A run that is complete by then is complete."""
+    signals = iter([signal.SIGTERM])
+    evaluate = pretraining.PretrainingBrain.evaluate_batch
+
+    def evaluate_and_signal(brain, batch, stage):
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return evaluate(brain, batch, stage)
+
+    monkeypatch.setattr(
+        pretraining.PretrainingBrain, "evaluate_batch", evaluate_and_signal
+    )
+    is_complete = max_updates == 2
+    does_end = contextlib.nullcontext if is_complete else pytest.raises
+    with does_end(SystemExit) as end:
+        train(
+            ROOT / "hparams/pretraining/tiny.yaml",
+            pretraining_manifests,
+            tmp_path,
+            f"--max_updates={max_updates}",
+        )
+    assert is_complete or end.value.code == 75
+    assert (tmp_path / "stopped").exists() != is_complete
+    state = json.loads((tmp_path / "metrics.json").read_text())
+    assert (state["update"], state["valid"]["update"]) == (2, 2)
+    entries = [(e["stage"], e["update"]) for e in read_log(tmp_path)]
+    assert entries == [("train", 1), ("train", 2), ("valid", 2)]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_stop_is_marked_as_soon_as_it_is_saved(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    """A scheduler may kill the run while it exports its encoder."""
+    monkeypatch.setattr(pretraining, "stop_requested", lambda: True)
+    monkeypatch.setattr(pretraining, "save_encoder", kill)
+    with pytest.raises(Killed):
+        train(
+            ROOT / "hparams/pretraining/tiny.yaml",
+            pretraining_manifests,
+            tmp_path,
+        )
+    assert (tmp_path / "stopped").exists()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
 def _last_update(output: Path) -> int:
     return max([entry["update"] for entry in read_log(output)], default=0)
 

@@ -357,6 +357,7 @@ def test_signal_asks_the_run_to_stop(recipe, capsys, number):
         seen.append(stopping.stop_requested())
         os.kill(os.getpid(), number)
         seen.append(stopping.stop_requested())
+        raise stopping.Stopped
 
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
