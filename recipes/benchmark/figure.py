@@ -8,8 +8,6 @@ leaves its part as it is, so the figure can be drawn again without the runs.
 """
 
 import json
-import platform
-import re
 import statistics
 import time
 from argparse import ArgumentParser
@@ -20,6 +18,7 @@ import torch
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
+from summarymixing.cost.timing import describe_machine
 from summarymixing.errors import UserError, exit_on_user_error
 from summarymixing.files import write_json
 from summarymixing.lobes.conformer import ConformerEncoderLayer
@@ -70,7 +69,7 @@ def time_layers() -> dict[str, Any]:
                 if repeat:  # the first one warms up
                     times[name][seconds].append(time.process_time() - start)
     return {
-        "machine": _describe_machine(),
+        "machine": f"{describe_machine(torch.device('cpu'))}, float32",
         "width": WIDTH,
         "lengths_seconds": LENGTHS_SECONDS,
         "seconds": {
@@ -78,15 +77,6 @@ def time_layers() -> dict[str, Any]:
             for name, by_length in times.items()
         },
     }
-
-
-def _describe_machine() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text("utf-8") if info.exists() else ""
-    named = re.search(r"model name\s*: (.*)", text)
-    processor = named[1] if named else platform.machine()
-    threads = f"threads: {torch.get_num_threads()}"
-    return f"{processor}, {threads}, torch {torch.__version__}, float32"
 
 
 def draw(data: dict[str, Any]) -> Figure:
