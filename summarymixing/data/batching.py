@@ -283,7 +283,8 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
 
     Epochs follow each other without end; micro-batch k of update u on
     process r is number (u * accumulation + k) * world_size + r of that
-    sequence. Only the update counter is needed to go on after a stop.
+    sequence. Only the update counter is needed to go on after a stop; with
+    other numbers of processes or micro-batches also `go_on`.
 
     Arguments
     ---------
@@ -312,8 +313,18 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
     ) -> None:
         self.plan, self.rank, self.world_size = plan, rank, world_size
         self.accumulation = accumulation
+        self.batches_per_update = world_size * accumulation
+        self._offset = 0  # in the sequence
         self._range = range(0)
         self._cached: tuple[int, Batches] | None = None
+
+    def go_on(self, update: int, batch: int) -> None:
+        """Let an update begin with this batch of the sequence."""
+        self._offset = batch - update * self.batches_per_update
+
+    def first_batch(self, update: int) -> int:
+        """Return the number of batches that all processes took before."""
+        return update * self.batches_per_update + self._offset
 
     def set_range(self, start: int, stop: int) -> None:
         """Choose the updates [start, stop) that come next."""
@@ -326,7 +337,7 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         """Iterate over lists of (epoch, utterance index)."""
         for step in self._range:
-            number = step * self.world_size + self.rank
+            number = step * self.world_size + self.rank + self._offset
             epoch, position = divmod(number, len(self.plan))
             if self._cached is None or self._cached[0] != epoch:
                 self._cached = epoch, self.plan.batches(epoch)

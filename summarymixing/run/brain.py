@@ -47,6 +47,10 @@ class Progress:
         self.skipped_updates = 0
         # The last one of a pre-training: its update and its metrics.
         self.validation: dict[str, float] = {}
+        # The place of a pre-training in the sequence of its batches, and the
+        # number of processes that this is made for.
+        self.batches_taken: int | None = None
+        self.batches_made_for: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return hours and updates, by their names in the log."""
@@ -164,6 +168,9 @@ class ResumableBrain(sb.Brain):
         # Version 0.1.0 called them units, where they were fixed.
         saved = last.meta.get("batches", last.meta.get("units", {}))
         saved = {"batch_plan": 1, **saved}  # the first was not written down
+        if "processes" in saved:  # of a pre-training of version 0.1.0
+            per_update = saved["processes"] * saved["accumulation"]
+            saved["batches_per_update"] = per_update
         changes = ", ".join(
             f"{name} was {saved[name]:g} and is {value:g}"
             for name, value in self.describe_batches().items()

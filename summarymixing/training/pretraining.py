@@ -145,9 +145,34 @@ class PretrainingBrain(ResumableBrain):
         super().on_fit_start()
         self.progress.gpu_seconds += self.seconds_compiling * self.world_size
         if self.resumed_from is not None:
+            self._go_on_in_batches(self.resumed_from.meta)
             self._catch_up()
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
+
+    def _go_on_in_batches(self, meta: dict[str, Any]) -> None:
+        """Take the batches from where the run before this one ended.
+
+        Their order stays that of the number of processes which began, so that
+        others repeat and leave out nothing.
+        """
+        progress, sampler = self.progress, self.data.sampler
+        if progress.batches_taken is None:  # saved by version 0.1.0
+            saved = meta.get("batches", {})
+            processes = saved.get("processes", self.world_size)
+            accumulation = saved.get("accumulation", sampler.accumulation)
+            taken = self.optimizer_step * processes * accumulation
+            progress.batches_taken, progress.batches_made_for = taken, processes
+        sampler.go_on(self.optimizer_step, progress.batches_taken)
+        made_for = progress.batches_made_for or self.world_size
+        sampler.plan.world_size = made_for
+        if made_for % self.world_size:
+            logger.info(
+                "the order of the batches stays that of %d processes; %d wait "
+                "a few per cent longer for each other than in one of their own",
+                made_for,
+                self.world_size,
+            )
 
     def _catch_up(self) -> None:
         """Do what a run that ended after its last checkpoint did not."""
@@ -183,9 +208,8 @@ class PretrainingBrain(ResumableBrain):
         h = self.hparams
         return {
             "train_hours": round(self.data.hours, 3),
-            "processes": self.world_size,
             "max_batch_seconds": h.max_batch_seconds,
-            "accumulation": h.accumulation,
+            "batches_per_update": self.data.sampler.batches_per_update,
             "batch_plan": BatchPlan.VERSION,
         }
 
@@ -487,6 +511,9 @@ class PretrainingBrain(ResumableBrain):
     def save_checkpoint(self, metrics: dict[str, Any]) -> None:
         """Write a checkpoint, and count the time."""
         start = time.perf_counter()
+        sampler = self.data.sampler
+        self.progress.batches_taken = sampler.first_batch(self.optimizer_step)
+        self.progress.batches_made_for = sampler.plan.world_size
         super().save_checkpoint(metrics)
         seconds = time.perf_counter() - start
         self.window.seconds_saving += seconds

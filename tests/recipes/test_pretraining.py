@@ -16,15 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from summarymixing import Wav2Vec2Encoder
+from summarymixing.data.batching import UpdateBatchSampler
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.lobes.conformer import ConformerEncoderLayer
+from summarymixing.run.checkpoint_files import MANIFEST_NAME, seal
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_log
-from summarymixing.training import pretraining
+from summarymixing.training import pretraining, pretraining_data
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "pretraining" / "train.py"
@@ -474,6 +477,80 @@ def test_a_stop_is_marked_as_soon_as_it_is_saved(
         )
     assert (tmp_path / "stopped").exists()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "expected"),
+    [
+        pytest.param(2, 2, [0, 2, 4, 5], id="the product is kept"),
+        pytest.param(1, 2, [0, 1, 2, 3], id="another product"),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.1.0", "this"])
+def test_a_run_goes_on_in_its_batches(
+    processes,
+    accumulation,
+    expected,
+    version,
+    pretraining_manifests,
+    tmp_path,
+    monkeypatch,
+):
+    """One process of several, and then alone."""
+    taken, plans = [], []
+    iterate = UpdateBatchSampler.__iter__
+
+    def record(sampler):
+        plans.append(sampler.plan)
+        for batch in iterate(sampler):
+            taken.append(batch)
+            yield batch
+
+    monkeypatch.setattr(UpdateBatchSampler, "__iter__", record)
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining_data, "world_size", lambda: processes)
+        train(*arguments, tmp_path, "--max_batch_seconds=35")
+    if version == "0.1.0":
+        (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+        downgrade(checkpoint, processes)
+    train(
+        *arguments,
+        tmp_path,
+        "--max_batch_seconds=35",
+        "--max_updates=3",
+        f"--accumulation={accumulation}",
+    )
+    sequence = UpdateBatchSampler(plans[0])
+    sequence.set_range(0, 10)
+    sequence = list(iterate(sequence))
+    assert plans[0].world_size == plans[-1].world_size == processes
+    assert taken == [sequence[number] for number in expected]
+    is_same = processes == accumulation
+    log = (tmp_path / "log.txt").read_text()
+    assert ("the batches differ" not in log) == is_same
+    assert ("batches_per_update was 1 and is 2" in log) != is_same
+
+
+def downgrade(checkpoint: Path, processes: int) -> None:
+    """Let a checkpoint say what version 0.1.0 did of its batches."""
+    for name, change in (
+        ("progress.ckpt", lambda content: content.pop("batches_taken")),
+        (
+            "CKPT.yaml",
+            lambda content: content["batches"].update(
+                processes=processes,
+                accumulation=content["batches"].pop("batches_per_update")
+                // processes,
+            ),
+        ),
+    ):
+        path = checkpoint / name
+        content = yaml.safe_load(path.read_text())
+        change(content)
+        path.write_text(yaml.safe_dump(content))
+    (checkpoint / MANIFEST_NAME).unlink()
+    seal(checkpoint)
 
 
 def _last_update(output: Path) -> int:
