@@ -51,6 +51,7 @@ from summarymixing.training.pretraining_data import (
 from summarymixing.training.pretraining_statistics import (
     LoggingWindow,
     MetricSums,
+    first_of_all,
     most_of_all,
     peak_memory,
 )
@@ -105,6 +106,7 @@ class PretrainingBrain(ResumableBrain):
         self.nominal_frames = h.max_batch_seconds * FRAMES_PER_SECOND
         self.update_frames = torch.zeros((), device=self.device).double()
         self.unreadable = self.utterances = 0
+        self.failure: str | None = None  # of this process alone
         self.validation_due = False  # when the run before this one has ended
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
@@ -312,13 +314,21 @@ class PretrainingBrain(ResumableBrain):
     def _stop_if_asked(self) -> None:
         if not self.stop_after_update:
             return
+        failure = first_of_all(self.failure)
+        if failure is not None:
+            logger.error(
+                "ending after update %d: %s", self.optimizer_step, failure
+            )
         # Checkpoints count hours, up to the last entry of the log.
         if self.optimizer_step > self.window.update:
             self._log_train()
         self.save_checkpoint({})
-        # At once: whoever asked may not wait for the encoder.
-        self._mark_stopped()
+        if failure is None:
+            # At once: whoever asked may not wait for the encoder.
+            self._mark_stopped()
         self._export()
+        if failure is not None:
+            raise UserError(failure)
         raise Stopped
 
     def _mark_stopped(self) -> None:
@@ -327,10 +337,11 @@ class PretrainingBrain(ResumableBrain):
     def gradient_factor(self) -> Tensor:
         """Turn sums into means over the frames of the update, everywhere.
 
-        DDP has averaged over processes. Whether any process was asked to stop
-        rides on the same collective.
+        DDP has averaged over processes. Whether any process was asked to stop,
+        or cannot go on, rides on the same collective.
         """
-        asked = torch.full_like(self.update_frames, float(stop_requested()))
+        must_stop = stop_requested() or self.failure is not None
+        asked = torch.full_like(self.update_frames, float(must_stop))
         packed = torch.stack([self.update_frames, asked])
         if dist.is_initialized():
             dist.all_reduce(packed)
@@ -343,7 +354,11 @@ class PretrainingBrain(ResumableBrain):
         return torch.full_like(frames, share)
 
     def _report_unreadable(self, batch: PretrainingBatch) -> None:
-        """List utterances that could not be read; too many end the run."""
+        """List utterances that could not be read; too many end the run.
+
+        It ends after the update, on all processes: what they have learned is
+        sound, and is saved.
+        """
         self.utterances += batch.utterances
         if not batch.unreadable:
             return
@@ -351,10 +366,11 @@ class PretrainingBrain(ResumableBrain):
         path = self._list_unreadable(batch)
         limit = max(MIN_UNREADABLE, MAX_UNREADABLE_SHARE * self.utterances)
         if self.unreadable > limit:
-            raise UserError(
-                f"{self.unreadable} of {self.utterances} utterances could not "
-                f"be read, the last one: {batch.unreadable[-1]} All are "
-                f"listed in {path}. Is a disk gone?"
+            place = f"rank {self.rank}: " if self.world_size > 1 else ""
+            self.failure = (
+                f"{place}{self.unreadable} of {self.utterances} utterances "
+                f"could not be read, the last one: {batch.unreadable[-1]} All "
+                f"are listed in {path}. Is a disk gone?"
             )
 
     def _list_unreadable(self, batch: PretrainingBatch) -> Path:

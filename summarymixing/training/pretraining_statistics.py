@@ -125,6 +125,18 @@ def most_of_all(
     return dict(zip(values, packed.tolist(), strict=True))
 
 
+def first_of_all(message: str | None) -> str | None:
+    """Return the message of the first process that has one.
+
+    Every process must call it.
+    """
+    messages = [message]
+    if dist.is_initialized():
+        messages = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, message)
+    return next((m for m in messages if m is not None), None)
+
+
 def peak_memory(device_type: str) -> dict[str, float]:
     """Return GiB in use at most so far: of the GPU, or of this process.
 

@@ -11,6 +11,7 @@ from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.run.records import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / "recipes" / "pretraining" / "train.py"
 
 
 @pytest.fixture
@@ -32,31 +33,80 @@ def manifests(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_accumulation_layer_drop_and_validation_do_not_hang(
-    manifests, tmp_path
-):
-    """The stock recipe hangs here: collectives that one rank skips."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+SETTINGS = (
+    *("--d_model=16", "--d_ffn=32", "--num_heads=2"),
+    *("--front_end_channels=8", "--num_codes=4", "--target_dim=8"),
+    *("--layer_drop=0.5", "--accumulation=2", "--num_workers=0"),
+    *("--max_batch_seconds=4", "--max_updates=10"),
+    *("--checkpoint_every_updates=5", "--log_every_updates=5"),
+)
+
+
+def pretrain(
+    manifests: Path, output: Path, script: Path = TRAIN
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [
             sys.executable,
             *("-m", "torch.distributed.run", "--standalone"),
             "--nproc_per_node=2",
-            str(ROOT / "recipes/pretraining/train.py"),
+            str(script),
             str(ROOT / "hparams/pretraining/tiny.yaml"),
             f"--manifests={manifests}",
-            f"--output_folder={tmp_path / 'out'}",
-            *("--d_model=16", "--d_ffn=32", "--num_heads=2"),
-            *("--front_end_channels=8", "--num_codes=4", "--target_dim=8"),
-            *("--layer_drop=0.5", "--accumulation=2", "--num_workers=0"),
-            *("--max_batch_seconds=4", "--max_updates=10"),
-            *("--checkpoint_every_updates=5", "--log_every_updates=5"),
+            f"--output_folder={output}",
+            *SETTINGS,
         ],
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+LOSES_ITS_DISK = f"""
+import os
+import runpy
+
+from summarymixing.data import batching
+from summarymixing.data.audio import AudioError
+from summarymixing.training import pretraining
+
+pretraining.MIN_UNREADABLE = 2
+read_audio, done = batching.read_audio, []
+
+
+def read(row):
+    done.append(row)
+    if os.environ["RANK"] == "1" and len(done) > 12:
+        raise AudioError("a disk is gone")
+    return read_audio(row)
+
+
+batching.read_audio = read
+runpy.run_path({str(TRAIN)!r}, run_name="__main__")
+"""
+
+
+def test_what_was_learned_is_saved_when_one_process_cannot_go_on(
+    manifests, tmp_path
+):
+    script = tmp_path / "loses_its_disk.py"
+    script.write_text(LOSES_ITS_DISK)
+    done = pretrain(manifests, tmp_path / "out", script)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr[-2000:]
+    assert "error: rank 1: " in done.stderr and "a disk is gone" in done.stderr
+    assert not (tmp_path / "out" / "stopped").exists()
+    (entry,) = read_log(tmp_path / "out")
+    assert 0 < entry["update"] < 5
+    assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 1
+
+
+def test_accumulation_layer_drop_and_validation_do_not_hang(
+    manifests, tmp_path
+):
+    """The stock recipe hangs here: collectives that one rank skips."""
+    done = pretrain(manifests, tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     entries = [(e["stage"], e["update"]) for e in read_log(tmp_path / "out")]
     assert entries == [("train", 5), ("valid", 5), ("train", 10), ("valid", 10)]
