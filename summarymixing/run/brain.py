@@ -1,8 +1,8 @@
 """The Brain under every training: a run that stops, resumes and says so.
 
-Its only position is the number of updates; batches, masks, noise and dropout
-are functions of it, so that a resumed run makes the updates of an
-uninterrupted one.
+Its position is the number of updates, in pre-training with the number of
+batches taken; masks, noise and dropout are functions of it, so that a resumed
+run makes the updates of an uninterrupted one.
 """
 
 from __future__ import annotations
