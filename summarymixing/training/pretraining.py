@@ -171,7 +171,7 @@ class PretrainingBrain(ResumableBrain):
         if made_for % self.world_size:
             logger.info(
                 "the order of the batches stays that of %d processes; %d wait "
-                "a few per cent longer for each other than in one of their own",
+                "longer for each other than in one of their own",
                 made_for,
                 self.world_size,
             )
