@@ -167,6 +167,12 @@ def command_of(
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a plan."""
     options, keys = make_parser().parse_known_args(argv)
+    flops = peak_flops(options.gpu)
+    if flops is None:
+        raise UserError(
+            f"the peak of '{options.gpu}' is not known; give a GPU of "
+            "summarymixing/cost/operations.py, such as --gpu=A100"
+        )
     recipe = HparamsFile.read(options.file)
     _, given = split_command_line(keys)
     recipe.override(
@@ -191,12 +197,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     hparams = planner.build(choice.memory_budget)
     made = choice.max_batch_seconds * choice.accumulation * options.gpus
     total = made * hparams["max_updates"] / 3600
-    flops = peak_flops(options.gpu)
-    if flops is None:
-        raise UserError(
-            f"the peak of '{options.gpu}' is not known; give a GPU of "
-            "summarymixing/cost/operations.py, such as --gpu=A100"
-        )
     gpu_hours = estimate_gpu_hours(
         hparams, longest, made, flops * options.share_of_peak
     )

@@ -28,7 +28,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from summarymixing.cost.memory import fake_training, trace_update
+from summarymixing.cost.memory import (
+    fake_training,
+    make_update,
+    trace_update,
+)
 from summarymixing.cost.operations import (
     Operations,
     count_multiply_adds,
@@ -96,12 +100,13 @@ class Contestant:
 
     def update(self, batch: PretrainingBatch) -> None:
         """Make an update of one micro-batch."""
-        with self.precision(batch.wavs.device):
-            loss = self.loss(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        make_update(
+            self.model,
+            self.optimizer,
+            partial(self.loss, batch),
+            autocast=self.autocast,
+            device_type=batch.wavs.device.type,
+        )
 
     def precision(self, device: torch.device) -> torch.autocast:
         """Return the context of the forward pass."""
