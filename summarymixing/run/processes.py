@@ -174,6 +174,15 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     return result
 
 
+def gather_objects(mine: Result) -> list[Result]:
+    """Return what each process hands over, by rank; a collective."""
+    if not dist.is_initialized():
+        return [mine]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
 def may_print(message: str) -> bool:
     """Return whether this rank is the one to print why it fails.
 

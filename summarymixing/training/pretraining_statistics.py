@@ -14,6 +14,7 @@ from summarymixing.lobes.pretraining import (
 )
 from summarymixing.nnet.losses import diversity_loss
 from summarymixing.nnet.quantiser import perplexity
+from summarymixing.run.processes import gather_objects
 from summarymixing.training.pretraining_data import PretrainingBatch
 
 # Fields of `PretrainingOutput` that are (G, V); all others are single numbers.
@@ -130,10 +131,7 @@ def first_of_all(message: str | None) -> str | None:
 
     Every process must call it.
     """
-    messages = [message]
-    if dist.is_initialized():
-        messages = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, message)
+    messages = gather_objects(message)
     return next((m for m in messages if m is not None), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from summarymixing.errors import UserError
 from summarymixing.files import write_json
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.run.brain import ResumableBrain
-from summarymixing.run.processes import on_main_process
+from summarymixing.run.processes import gather_objects, on_main_process
 from summarymixing.run.stopping import (
     Stopped,
     stop_requested,
@@ -304,8 +305,5 @@ class TaskBrain(ResumableBrain):
 
 def gather(scored: list[Scored]) -> list[Scored]:
     """Return the scores of all processes, sorted by id; a collective."""
-    if dist.is_initialized():
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, scored)
-        scored = [entry for share in shares for entry in share]
-    return sorted(scored, key=lambda entry: entry.id)
+    everywhere = chain.from_iterable(gather_objects(scored))
+    return sorted(everywhere, key=lambda entry: entry.id)
