@@ -6,6 +6,7 @@ import csv
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -158,3 +159,12 @@ def describe_os_error(error: OSError) -> str:
     }.get(error.errno or 0, "")
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}{repair}"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal; it may be large."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

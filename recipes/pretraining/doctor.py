@@ -12,6 +12,7 @@ in order and a message for each problem; with a problem it ends with status 2
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -36,7 +37,7 @@ from summarymixing.data.audio import read_audio
 from summarymixing.data.audit import leave_out
 from summarymixing.data.manifest import Manifest
 from summarymixing.errors import UserError
-from summarymixing.files import describe_os_error
+from summarymixing.files import describe_os_error, sha256_of
 from summarymixing.run import processes
 from summarymixing.run.brain import count_parameters
 from summarymixing.run.checkpoints import AtomicCheckpointer
@@ -85,6 +86,11 @@ class Doctor:
         ]
         self.memory: UpdateMemory | None = None
 
+    @functools.cached_property
+    def opened(self) -> list[Manifest]:
+        """The manifests, read once; UserError where they cannot be."""
+        return [Manifest.read(path) for path in self.manifests]
+
     def checks(self) -> dict[str, Callable[[], tuple[str, str]]]:
         """Return the checks: a line, and what must be the same for all."""
         return {
@@ -118,17 +124,15 @@ class Doctor:
         """Compare the manifests, and the list of what is excluded."""
         exclude = self.hparams.get("exclude")
         files = [*self.manifests, *([Path(exclude)] if exclude else [])]
-        rows = [len(Manifest.read(path)) for path in self.manifests]
+        rows = [len(manifest) for manifest in self.opened]
         digest = digest_of(files)
         return f"{rows[0]:,} and {rows[1]:,} rows, {digest}", digest
 
     def check_audio(self) -> tuple[str, str]:
         """Read some audio: the disks may not be there on all machines."""
         digest = hashlib.sha256()
-        for path in self.manifests:
-            manifest = leave_out(
-                Manifest.read(path), self.hparams.get("exclude")
-            )
+        for opened in self.opened:
+            manifest = leave_out(opened, self.hparams.get("exclude"))
             for index in range(min(FIRST_ROWS, len(manifest))):
                 digest.update(read_audio(manifest[index]).numpy().tobytes())
         text = digest.hexdigest()[:12]
@@ -172,7 +176,7 @@ class Doctor:
         token = self.folder / f".doctor.{secrets.token_hex(8)}"
         path, has_locks = processes.on_main_process(lambda: _try_lock(token))
         seen = path.is_file()
-        gather(seen)  # all have looked
+        processes.gather_objects(seen)  # all have looked
         processes.on_main_process(lambda: path.unlink())
         if not seen:
             raise UserError(
@@ -199,7 +203,7 @@ class Doctor:
         return text, ""
 
     def _trace(self) -> UpdateMemory:
-        longest = float(Manifest.read(self.manifests[0]).durations.max())
+        longest = float(self.opened[0].durations.max())
         worst = WorstUpdate(
             # Built anew, of tensors without values.
             HparamsFile.read(self.folder / "hyperparams.yaml"),
@@ -243,7 +247,7 @@ def examine(hparams: dict[str, Any], run_opts: RunOptions) -> None:
     doctor = Doctor(hparams, str(run_opts.device))
     num_problems = 0
     for name, check in doctor.checks().items():
-        outcomes = gather(attempt(check))
+        outcomes = processes.gather_objects(attempt(check))
         problems = list(problems_of(outcomes))
         num_problems += len(problems)
         if processes.rank() == 0:
@@ -283,15 +287,6 @@ def _who(having: list[bool], outcomes: list[Outcome]) -> str:
     return f"rank {ranks[0]}{more} ({outcomes[ranks[0]].host})"
 
 
-def gather(mine: Any) -> list[Any]:
-    """Return what each process hands over, by rank."""
-    if not dist.is_initialized():
-        return [mine]
-    found = [None] * processes.world_size()
-    dist.all_gather_object(found, mine)
-    return found
-
-
 def show(name: str, lines: Iterable[str], is_problem: bool) -> None:
     """Print the lines of a check, in colour on a terminal."""
     colour, word = (RED, "PROBLEM") if is_problem else (GREEN, "ok")
@@ -308,7 +303,7 @@ def digest_of(files: Iterable[Path]) -> str:
     """Return a short digest of the content of files, in order."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(f"{path.name}\0{sha256_of(path)}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -36,7 +36,7 @@ from summarymixing.data.audio import (
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.data.prepare.pipeline import start_pool_worker
 from summarymixing.errors import UserError
-from summarymixing.files import open_atomically, write_csv
+from summarymixing.files import open_atomically, sha256_of, write_csv
 
 REPORT_NAME = "verify.jsonl"
 QUARANTINE_NAME = "quarantine.csv"
@@ -164,7 +164,9 @@ def find_manifests(places: Sequence[Path]) -> list[Path]:
 
 
 def _has_rows(path: Path) -> bool:
-    return path.read_bytes()[:17] == b"id,path,segments,"
+    begin = b"id,path,segments,"
+    with open(path, "rb") as file:
+        return file.read(len(begin)) == begin
 
 
 def verify(
@@ -192,7 +194,7 @@ def verify(
     opened = [Manifest.read(path) for path in manifests]
     header = {
         "rules": RULES_VERSION,
-        "manifests": {str(m.path): _digest_file(m.path) for m in opened},
+        "manifests": {str(m.path): sha256_of(m.path) for m in opened},
     }
     known = _open_report(report, header)
     num_known = sum(len(chunk.digests) for chunk in known)
@@ -431,11 +433,3 @@ def _open_report(path: Path, header: dict[str, Any]) -> list[ChunkReport]:
         with open_atomically(path) as file:
             file.writelines(whole)
     return chunks
-
-
-def _digest_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

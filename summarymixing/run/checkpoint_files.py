@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME
 
-from summarymixing.files import describe_os_error, flush
+from summarymixing.files import describe_os_error, flush, sha256_of
 
 MANIFEST_NAME = "MANIFEST.json"
-HASH_BLOCK_BYTES = 1 << 20
 
 
 def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
@@ -30,7 +28,7 @@ def seal(folder: Path) -> None:
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = {
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": sha256_of(path),
             }
     manifest = folder / MANIFEST_NAME
     manifest.write_text(json.dumps({"files": files}, indent=1), "utf-8")
@@ -60,7 +58,7 @@ def damage_of(folder: Path, compare_content: bool = False) -> str | None:
             path, size = folder / name, expected["bytes"]
             if path.stat().st_size != size:
                 return f"{path.name} has {path.stat().st_size} of {size} bytes"
-            if compare_content and _sha256(path) != expected["sha256"]:
+            if compare_content and sha256_of(path) != expected["sha256"]:
                 return f"the content of {path.name} has changed"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -71,11 +69,3 @@ def damage_of(folder: Path, compare_content: bool = False) -> str | None:
     if METAFNAME not in files:
         return f"{MANIFEST_NAME} does not list {METAFNAME}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
