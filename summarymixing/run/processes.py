@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import gc
 import hashlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,9 @@ def process_group(device: str) -> Iterator[None]:
     if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
         yield
         return
+    # Its functions take the group as a default value. Imported later, as torch
+    # does on the way to its compiler, they would hold it until the end.
+    importlib.import_module("torch.distributed.nn.functional")
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -73,8 +77,9 @@ def process_group(device: str) -> Iterator[None]:
         "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
     yield
-    # A Brain is a reference cycle with DDP in it. Collected as late as Python
-    # ends, its threads find no interpreter any more and abort the process.
+    # The threads of a group end with the last reference to it. One that frees
+    # the tensors of a collective when Python has ended finds no interpreter
+    # and aborts the process. A Brain is a reference cycle with DDP in it.
     gc.collect()
     # Only after success: a rank that failed would wait here for the others.
     dist.destroy_process_group()
