@@ -103,6 +103,8 @@ Main = Callable[[dict[str, Any], RunOptions], None]
 def run(main: Main, argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line, with or without torchrun.
 
+    Under torchrun this is the last that a script does: the process ends here.
+
     Arguments
     ---------
     main : Callable
@@ -119,30 +121,39 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     {'seed': 3}
     """
     argv = sys.argv[1:] if argv is None else argv
+    status = _run_and_report(main, argv)
+    if processes.is_under_torchrun():
+        processes.leave(status)
+    if status:
+        sys.exit(status)
+
+
+def _run_and_report(main: Main, argv: Sequence[str]) -> int:
+    """Return the exit status, after the message that belongs to it."""
     try:
-        _run(main, argv)
+        return _run(main, argv)
     except UserError as error:
         if processes.may_print(str(error)):
             rank = processes.rank()  # ranks above 0 say so
             prefix = f"rank {rank}: " if rank else ""
             print(f"error: {prefix}{error}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
+        return USER_ERROR_STATUS
     except KeyboardInterrupt:
         if processes.may_print("interrupted"):
             print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED_STATUS)
+        return INTERRUPTED_STATUS
     except RuntimeError:
         # A collective fails on every rank when one of them is gone.
         if not processes.peer_failed():
             raise
-        sys.exit(USER_ERROR_STATUS)
+        return USER_ERROR_STATUS
 
 
-def _run(main: Main, argv: Sequence[str]) -> None:
+def _run(main: Main, argv: Sequence[str]) -> int:
     file, arguments = split_command_line(argv)
     if "help" in arguments or "h" in arguments:
         _print_help(file)
-        return
+        return 0
     if file is None:
         raise UserError(f"which file of hyper-parameters? {_usage()}")
     recipe = HparamsFile.read(Path(file))
@@ -168,8 +179,7 @@ def _run(main: Main, argv: Sequence[str]) -> None:
                 f"stopped by {reason}; the same command resumes the run",
                 file=sys.stderr,
             )
-    if stopped:
-        sys.exit(STOPPED_STATUS)
+    return STOPPED_STATUS if stopped else 0
 
 
 def split_command_line(

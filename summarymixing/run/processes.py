@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
-import gc
 import hashlib
-import importlib
+import multiprocessing
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from speechbrain.utils.distributed import MainProcessContext, ddp_broadcast
 from speechbrain.utils.logger import get_logger
 
-from summarymixing.errors import UserError
+from summarymixing.errors import STOPPED_STATUS, UserError
 from summarymixing.files import describe_os_error
 
 Result = TypeVar("Result")
@@ -42,6 +44,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def is_under_torchrun() -> bool:
+    """Return whether this process is one that torchrun has started."""
+    return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
+
+
 def rank() -> int:
     """Return the number of this process among all; 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -62,12 +69,9 @@ def process_group(device: str) -> Iterator[None]:
         ``cpu`` joins by gloo, ``cuda:INDEX`` by nccl; nothing is joined
         without torchrun.
     """
-    if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+    if not is_under_torchrun():
         yield
         return
-    # Its functions take the group as a default value. Imported later, as torch
-    # does on the way to its compiler, they would hold it until the end.
-    importlib.import_module("torch.distributed.nn.functional")
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -77,12 +81,38 @@ def process_group(device: str) -> Iterator[None]:
         "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT
     )
     yield
-    # The threads of a group end with the last reference to it. One that frees
-    # the tensors of a collective when Python has ended finds no interpreter
-    # and aborts the process. A Brain is a reference cycle with DDP in it.
-    gc.collect()
     # Only after success: a rank that failed would wait here for the others.
     dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process as Python would, but for Python's own end.
+
+    A thread of gloo frees the tensors of a collective when it is next
+    scheduled. If Python has ended by then, it finds no interpreter and the
+    process aborts. Destroying the group joins its threads only where that was
+    the last reference to it, and torch keeps others: in a Brain, which is a
+    reference cycle with DDP in it, and in default values of its functions.
+
+    Arguments
+    ---------
+    status : int
+        Exit status. A run that is done or stopped waits for its threads and
+        calls what is registered with `atexit`; another one does not, since
+        what that waits for may be gone.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:  # loads data, and ignores SIGTERM
+            child.kill()
+    if status in (0, STOPPED_STATUS):
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def choose_device(requested: str | None) -> str:

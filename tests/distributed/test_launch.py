@@ -13,6 +13,7 @@ import pytest
 SCRIPT = '''
 """A recipe that does what its YAML says."""
 
+import atexit
 import json
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def describe(rank, folder, hparams):
             break
         time.sleep(0.05)
     (folder / f"{rank}.saved").write_text(str(stop_requested()))
+    atexit.register((folder / f"{rank}.ended").touch)
     raise Stopped
 
 
@@ -57,6 +59,7 @@ def train(hparams, run_opts):
 
 
 run(train)
+Path("python.ended").touch()
 '''
 RECIPE = "seed: 1\ntask: describe\noutput_folder: results\n"
 START_SECONDS = 240
@@ -104,6 +107,9 @@ def test_two_processes_share_a_run_and_stop_together(tmp_path):
         expected = {"sum": 3, "seed": 5, "threads": threads}
         assert json.loads(path.read_text()) == expected
         assert (results / f"{rank}.saved").exists()
+        assert (results / f"{rank}.ended").exists()
+    # Python's own end would meet the threads of the process group.
+    assert not (tmp_path / "python.ended").exists()
     assert "seed: 5" in (results / "hyperparams.yaml").read_text()
     assert (results / "stopped").read_text() == "stopped by SIGTERM\n"
 
