@@ -226,6 +226,23 @@ def test_checkpoint_of_an_unguarded_save_is_not_trusted(tmp_path):
         make(tmp_path)[0].recover_if_possible()
 
 
+@pytest.mark.parametrize("name", ["CKPT.yaml", checkpoint_files.MANIFEST_NAME])
+def test_no_byte_of_the_small_files_can_change_unseen(tmp_path, name, caplog):
+    """The order of the checkpoints and their checksums are in them."""
+    checkpointer, _ = saved(tmp_path, 1, 2)
+    torn = folder_of(checkpointer, 2)
+    content = (torn / name).read_bytes()
+    for place in range(0, len(content), 3):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (torn / name).write_bytes(changed)
+        recovered, weights = make(tmp_path)
+        recovered.recover_if_possible()
+        assert weights.number() == 1
+        assert f"damaged checkpoint {torn}" in caplog.text
+        caplog.clear()
+
+
 def test_nothing_saved_yet_is_no_error(tmp_path):
     assert make(tmp_path)[0].recover_if_possible() is None
 
