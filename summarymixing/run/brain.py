@@ -159,6 +159,18 @@ class ResumableBrain(sb.Brain):
             loggers=getattr(self.hparams, "train_logger", None),
         )
 
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train as SpeechBrain does; what is being saved then is saved.
+
+        Also when something else ends the training: the folder belongs to this
+        run no longer than its thread would write to it.
+        """
+        try:
+            super().fit(*args, **kwargs)
+            self.checkpointer.finish_saving()
+        finally:
+            self.checkpointer.close()
+
     def describe_batches(self) -> dict[str, float]:
         """Return what the batches depend on beside seed and update."""
         raise NotImplementedError
@@ -325,18 +337,29 @@ class ResumableBrain(sb.Brain):
         """Return `num_to_keep` or `min_keys`, as SpeechBrain takes them."""
         raise NotImplementedError
 
-    def save_checkpoint(self, metrics: dict[str, Any]) -> None:
+    def save_checkpoint(
+        self, metrics: dict[str, Any], beside: bool = False
+    ) -> None:
         """Write a checkpoint of this update; every process calls it.
 
         Arguments
         ---------
         metrics : dict
             Numbers that belong to this update, such as its validation.
+        beside : bool
+            Whether to go on while it is written, see
+            `AtomicCheckpointer.begin_saving`.
         """
         self._read_outcomes()
         self.step = 0  # what follows begins with a first micro-batch
         self.avg_train_loss = 0.0
-        self.checkpointer.save_and_keep_only(
+        checkpointer = self.checkpointer
+        save = (
+            checkpointer.begin_saving
+            if beside
+            else checkpointer.save_and_keep_only
+        )
+        save(
             meta={
                 "update": self.optimizer_step,
                 "batches": self.describe_batches(),

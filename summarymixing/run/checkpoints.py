@@ -1,30 +1,41 @@
 """Checkpoints that exist or do not: written aside, flushed, then renamed.
 
 SpeechBrain's checkpointer writes straight into the final folder, so that a
-run killed meanwhile leaves a folder from which it cannot resume.
+run killed meanwhile leaves a folder from which it cannot resume. It also lets
+the training wait; here a thread may write what was copied to host memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import logging
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from speechbrain.utils.checkpoints import (
-    CKPT_PREFIX,
+    DEFAULT_SAVE_HOOKS,
+    METAFNAME,
+    PARAMFILE_EXT,
     Checkpoint,
     Checkpointer,
     ckpt_recency,
+    get_default_hook,
+    torch_save,
 )
 from speechbrain.utils.logger import get_logger
+from torch import Tensor
 
 from summarymixing.errors import UserError
 from summarymixing.files import describe_os_error, flush
@@ -34,6 +45,8 @@ from summarymixing.run.checkpoint_files import (
     seal,
 )
 from summarymixing.run.processes import on_main_process
+
+Writer = Callable[[Path], Any]  # writes one file of a checkpoint
 
 logger = get_logger(__name__)
 
@@ -45,9 +58,10 @@ FINGERPRINT_KEY = "fingerprint"
 # What torch says, as a RuntimeError, where a file cannot be written further.
 WRITE_ERRORS = ("inline_container", "iostream error")
 # A server that is busy, or a disk that somebody is clearing, need not cost the
-# updates since the last checkpoint. The other ranks wait meanwhile.
+# updates since the last checkpoint.
 SAVE_PAUSES_S = (10.0, 60.0)
 ROOM_NEEDED = "Saving needs room for one checkpoint more than are kept."
+INSTEAD = "The training waits while the state of now is saved"
 MESSAGE_CHARACTERS = 600
 
 
@@ -96,6 +110,11 @@ class AtomicCheckpointer(Checkpointer):
         super().__init__(checkpoints_dir, recoverables, **options)
         self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
         self._reported: set[Path] = set()
+        self._is_saving = False  # beside the training; alike on all ranks
+        self._future: Future[None] | None = None  # of rank 0, while it saves
+        self._is_leaving = threading.Event()
+        # What was copied last time. Fresh memory costs several times the copy.
+        self._copies: dict[str, Any] = {}
 
     def add_recoverables(self, recoverables: Mapping[str, Any]) -> None:
         """Add objects by name, each of which a checkpoint must hold.
@@ -139,13 +158,82 @@ class AtomicCheckpointer(Checkpointer):
             Path, meta and files, on every rank. UserError on every rank if it
             could not be written; the earlier checkpoints are then untouched.
         """
-        meta = {**(meta or {})}
-        if self.fingerprint:
-            meta.setdefault(FINGERPRINT_KEY, self.fingerprint)
-        yaml.safe_dump(meta)  # raises here for what could not be read back
+        full_meta = self._complete(meta)
+        try:
+            self.finish_saving()
+        except UserError as error:
+            logger.warning("%s. %s", error, INSTEAD)
         return on_main_process(
-            lambda: self._save(meta, end_of_epoch, name, verbosity)
+            lambda: self._save(
+                full_meta, self._writers(), end_of_epoch, name, verbosity
+            )
         )
+
+    def begin_saving(
+        self, meta: Mapping[str, Any] | None = None, **policy: Any
+    ) -> None:
+        """Copy what a checkpoint holds to host memory; write it meanwhile.
+
+        The training goes on when rank 0 has made the copy, which takes as much
+        memory as a checkpoint and is kept for the next one. One that was begun
+        before is finished first. Where that could not be written, this one is
+        waited for, as by `save_and_keep_only`.
+
+        Arguments
+        ---------
+        meta : mapping, optional
+            As in SpeechBrain.
+        **policy : Any
+            What to keep afterwards, as `delete_checkpoints` takes it.
+        """
+        full_meta = self._complete(meta)
+        try:
+            self.finish_saving()
+            on_main_process(lambda: self._begin(full_meta, policy))
+        except UserError as error:
+            logger.warning("%s. %s", error, INSTEAD)
+            self.save_and_keep_only(meta, **policy)
+        else:
+            self._is_saving = True
+
+    def finish_saving(self) -> None:
+        """Wait until what `begin_saving` has begun is on the disk.
+
+        UserError on every rank if it could not be written; the earlier
+        checkpoints are then untouched.
+        """
+        if not self._is_saving:
+            return
+        self._is_saving = False
+        on_main_process(self._result)
+
+    def close(self) -> None:
+        """Let a run end, for whatever reason, without leaving half a file.
+
+        No collective: the others may have gone. Attempts after a failure come
+        without a pause.
+        """
+        self._is_leaving.set()
+        if self._future is not None:
+            try:
+                self._result()
+            except (UserError, OSError) as error:
+                logger.error("%s", error)
+        self._is_saving = False
+
+    def _result(self) -> None:
+        """Wait for the thread and raise what it raised; rank 0 only."""
+        assert self._future is not None
+        future, self._future = self._future, None
+        future.result()
+
+    def _complete(self, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Add the fingerprint; raise here for what could not be read back."""
+        complete = {**(meta or {})}
+        if self.fingerprint:
+            complete.setdefault(FINGERPRINT_KEY, self.fingerprint)
+        yaml.safe_dump(complete)
+        return complete
 
     def save_and_keep_only(
         self,
@@ -163,38 +251,14 @@ class AtomicCheckpointer(Checkpointer):
             meta, *args, importance_keys=list(importance_keys), **options
         )
 
-    def delete_checkpoints(
-        self,
-        *,
-        num_to_keep: int = 1,
-        min_keys: Iterable[str] | None = None,
-        max_keys: Iterable[str] | None = None,
-        importance_keys: Iterable[Any] = (ckpt_recency,),
-        ckpt_predicate: Any = None,
-        verbosity: int = logging.INFO,
-    ) -> None:
+    def delete_checkpoints(self, **policy: Any) -> None:
         """Delete all but the most important checkpoints; see SpeechBrain.
 
         A checkpoint disappears by a rename before its files are removed, so
         that a kill in between leaves no torn one.
         """
-        orders = [
-            *({"min_key": key} for key in min_keys or ()),
-            *({"max_key": key} for key in max_keys or ()),
-            *({"importance_key": key} for key in importance_keys),
-        ]
-
-        def delete() -> None:
-            ranked = [
-                self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                for order in orders
-            ]
-            kept = {c.path for order in ranked for c in order[:num_to_keep]}
-            for path in {c.path for order in ranked for c in order} - kept:
-                self._delete(path)
-                logger.log(verbosity, "Deleted checkpoint in %s", path)
-
-        on_main_process(delete)
+        self.finish_saving()
+        on_main_process(lambda: self._delete_all_but(**policy))
 
     def recover_if_possible(
         self,
@@ -216,6 +280,7 @@ class AtomicCheckpointer(Checkpointer):
             What was loaded; None if there are no checkpoints. UserError if
             all are damaged or the chosen one does not fit the objects.
         """
+        self.finish_saving()
         order = importance_key, max_key, min_key, ckpt_predicate
         chosen = on_main_process(
             lambda: self._first_intact(self.find_checkpoints(*order))
@@ -288,39 +353,113 @@ class AtomicCheckpointer(Checkpointer):
             )
         return None
 
-    def _save(
-        self, meta: Any, end_of_epoch: bool, name: str | None, verbosity: int
-    ) -> Checkpoint:
+    def _writers(self, copied: bool = False) -> dict[str, Writer]:
+        """Return what writes the file of each object, as it is or was now."""
+        writers: dict[str, Writer] = {}
+        for name, recoverable in self.recoverables.items():
+            hook = self.custom_save_hooks.get(name) or get_default_hook(
+                recoverable, DEFAULT_SAVE_HOOKS
+            )
+            if hook is torch_save:
+                state = recoverable.state_dict()
+                if copied:
+                    state = copy_to_host(state, self._copies.get(name))
+                    self._copies[name] = state
+                writers[name] = partial(torch.save, state)
+            elif copied:  # small, such as counters
+                writers[name] = _written(hook, recoverable)
+            else:
+                writers[name] = partial(hook, recoverable)
+        return writers
+
+    def _begin(self, meta: dict[str, Any], policy: dict[str, Any]) -> None:
+        """Copy, and start the thread; rank 0 only."""
+        writers, copied = self._writers(copied=True), copies_made()
+        # A thread of its own each time: idle ones do not survive a fork.
+        executor = ThreadPoolExecutor(1, "checkpoint")
+        self._future = executor.submit(
+            self._save_copied, meta, writers, copied, policy
+        )
+        executor.shutdown(wait=False)  # which lets it finish
+
+    def _save_copied(
+        self,
+        meta: dict[str, Any],
+        writers: dict[str, Writer],
+        copied: Callable[[], None],
+        policy: dict[str, Any],
+    ) -> None:
+        """Save and delete beside the training: in this thread, no collective.
+
+        Nor anything else of SpeechBrain's that knows of processes: that it is
+        the main one alone which works is noted for all threads.
+        """
+        copied()
+        self._save(meta, writers)
+        self._delete_all_but(**policy)
+
+    def _save(self, *what: Any) -> Checkpoint:
         """Save, more than once if need be; rank 0 only."""
         for pause in SAVE_PAUSES_S:
             try:
-                return self._save_once(meta, end_of_epoch, name, verbosity)
+                return self._save_once(*what)
             except UserError as error:
                 logger.warning("%s. Next attempt in %g s", error, pause)
-                time.sleep(pause)
-        return self._save_once(meta, end_of_epoch, name, verbosity)
+                self._is_leaving.wait(pause)
+        return self._save_once(*what)
 
     def _save_once(
-        self, meta: Any, end_of_epoch: bool, name: str | None, verbosity: int
+        self,
+        meta: dict[str, Any],
+        writers: Mapping[str, Writer],
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
     ) -> Checkpoint:
         """Write aside, seal, rename."""
+        start = time.perf_counter()
         final = self._new_checkpoint_dirpath()
         if name is not None:
             final = self._custom_checkpoint_dirpath(name)
-        with self._staging_folder() as staging:
-            writer = Checkpointer(staging, self.recoverables)
-            writer.custom_save_hooks = self.custom_save_hooks
-            with self._explain_failure():
-                staged = writer.save_checkpoint(
-                    meta,
-                    end_of_epoch,
-                    final.name.removeprefix(f"{CKPT_PREFIX}+"),
-                    logging.DEBUG,
-                )
-                seal(staged.path)
-                self._publish(staged.path, final)
-        logger.log(verbosity, "Saved a checkpoint in %s", final)
+        with self._staging_folder() as staging, self._explain_failure():
+            staging.mkdir(parents=True)
+            self._save_checkpoint_metafile(
+                staging / METAFNAME, meta, end_of_epoch
+            )
+            for file_name, write in writers.items():
+                write(staging / f"{file_name}{PARAMFILE_EXT}")
+            seal(staging)
+            self._publish(staging, final)
+        seconds = time.perf_counter() - start
+        logger.log(
+            verbosity, "Saved a checkpoint in %s (%.1f s)", final, seconds
+        )
         return self._construct_checkpoint_objects([final])[0]
+
+    def _delete_all_but(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Iterable[str] | None = None,
+        max_keys: Iterable[str] | None = None,
+        importance_keys: Iterable[Any] = (ckpt_recency,),
+        ckpt_predicate: Any = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Delete as `delete_checkpoints` of SpeechBrain; rank 0 only."""
+        orders = [
+            *({"min_key": key} for key in min_keys or ()),
+            *({"max_key": key} for key in max_keys or ()),
+            *({"importance_key": key} for key in importance_keys),
+        ]
+        ranked = [
+            self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+            for order in orders
+        ]
+        kept = {c.path for order in ranked for c in order[:num_to_keep]}
+        for path in {c.path for order in ranked for c in order} - kept:
+            self._delete(path)
+            logger.log(verbosity, "Deleted checkpoint in %s", path)
 
     @contextlib.contextmanager
     def _staging_folder(self) -> Iterator[Path]:
@@ -430,6 +569,68 @@ def open_checkpoints(
             "go on, or another --output_folder"
         )
     return checkpointer
+
+
+def copy_to_host(value: Any, earlier: Any = None) -> Any:
+    """Copy a state, such as a `state_dict`, with its tensors in host memory.
+
+    Copies from a GPU are queued behind the work that it has: the host does not
+    wait, and `copies_made` tells when they can be read.
+
+    Arguments
+    ---------
+    value : Any
+        Tensors in nested mappings, and anything plain.
+    earlier : Any
+        A copy made before, whose memory is used where it fits.
+
+    Returns
+    -------
+    Any
+        The copy. It shares nothing with `value`.
+
+    Example
+    -------
+    >>> state = {"weight": torch.ones(2), "groups": [{"lr": 0.1}]}
+    >>> copied = copy_to_host(state)
+    >>> _ = state["weight"].zero_()
+    >>> copied
+    {'weight': tensor([1., 1.]), 'groups': [{'lr': 0.1}]}
+    """
+    if isinstance(value, Tensor):
+        fits = isinstance(earlier, Tensor) and (
+            (earlier.shape, earlier.dtype) == (value.shape, value.dtype)
+        )
+        if not fits:
+            earlier = torch.empty(
+                value.shape, dtype=value.dtype, pin_memory=value.is_cuda
+            )
+        return earlier.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        known = earlier if isinstance(earlier, Mapping) else {}
+        copied: Any = copy.copy(value)  # with torch's `_metadata`
+        for key, part in value.items():
+            copied[key] = copy_to_host(part, known.get(key))
+        return copied
+    return copy.deepcopy(value)
+
+
+def _written(hook: Callable[[Any, Path], Any], recoverable: Any) -> Writer:
+    """Let an object write its file now; return what writes the same later."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "written")
+        hook(recoverable, path)
+        content = path.read_bytes()
+    return lambda path: path.write_bytes(content)
+
+
+def copies_made() -> Callable[[], None]:
+    """Return what waits, in any thread, for the copies queued so far."""
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    made = torch.cuda.Event(blocking=True)
+    made.record()
+    return made.synchronize
 
 
 def _flatten(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -61,15 +62,22 @@ def save_fail_and_recover(rank: int, folder: Path) -> None:
         checkpointer.save_and_keep_only({"number": 4.0})
     assert len(checkpointer.list_checkpoints()) == 2
 
+    checkpointer.custom_save_hooks.clear()
+    with mock.patch.object(torch, "save", fill_the_disk):
+        checkpointer.begin_saving({"number": 5.0})
+        with pytest.raises(UserError, match="No space left"):
+            checkpointer.finish_saving()
+    torch.nn.init.constant_(model.weight, 6.0)
+    checkpointer.begin_saving({"number": 6.0}, num_to_keep=3)
     torch.nn.init.zeros_(model.weight)
     latest = checkpointer.recover_if_possible()
-    assert model.weight.item() == 2.0
+    assert model.weight.item() == 6.0
     torch.distributed.barrier()
     if rank == 0:
         latest.paramfiles["model"].write_bytes(b"torn")
     torch.distributed.barrier()
     checkpointer.recover_if_possible()
-    assert model.weight.item() == 1.0
+    assert model.weight.item() == 2.0
 
 
 def test_ranks_save_fail_and_recover_together(tmp_path, monkeypatch):

@@ -1,19 +1,23 @@
 """Checkpoints are whole or absent, whatever stops or damages them."""
 
+import copy
 import errno
 import os
 import random
 import resource
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
+from torch._subclasses import FakeTensorMode
 
 from summarymixing.errors import UserError
 from summarymixing.run import checkpoint_files, checkpoints
@@ -55,6 +59,19 @@ def make(
 def save(checkpointer: AtomicCheckpointer, number: int, **options) -> None:
     checkpointer.recoverables["weights"].set(number)
     checkpointer.save_and_keep_only(meta={"number": number}, **options)
+
+
+def save_beside(checkpointer: AtomicCheckpointer, number: int) -> None:
+    """Save while the weights go on to change."""
+    weights = checkpointer.recoverables["weights"]
+    weights.set(number)
+    checkpointer.begin_saving(meta={"number": number})
+    weights.set(-1)
+    checkpointer.finish_saving()
+
+
+def save_named(checkpointer: AtomicCheckpointer, number: int) -> None:
+    save(checkpointer, number, name="named")
 
 
 def saved(folder: Path, *numbers: int) -> tuple[AtomicCheckpointer, Weights]:
@@ -105,14 +122,14 @@ def die_at_call(number: int) -> None:
             setattr(owner, name, counted(getattr(owner, name)))
 
 
-@pytest.mark.parametrize("name", [None, "named"])
-def test_kill_at_every_step_leaves_a_whole_checkpoint(tmp_path, name):
+@pytest.mark.parametrize("save", [save, save_named, save_beside])
+def test_kill_at_every_step_leaves_a_whole_checkpoint(tmp_path, save):
     checkpointer, weights = make(tmp_path)
-    save(checkpointer, 1, name=name)
+    save(checkpointer, 1)
 
     def save_and_die(step: int, number: int) -> None:
         die_at_call(step)
-        save(checkpointer, number, name=name)
+        save(checkpointer, number)
 
     outcomes, number = [], 1
     while not outcomes or outcomes[-1] != 0:
@@ -124,18 +141,19 @@ def test_kill_at_every_step_leaves_a_whole_checkpoint(tmp_path, name):
         number = int(weights.number())
     assert len(outcomes) > 10
     assert set(outcomes[:-1]) == {-signal.SIGKILL}
-    save(checkpointer, number + 1, name=name)
+    save(checkpointer, number + 1)
     assert hidden_names(tmp_path) == []
     assert len(checkpoint_files.checkpoint_folders(tmp_path)) == 1
 
 
-def test_kill_at_random_moments_leaves_a_whole_checkpoint(tmp_path):
+@pytest.mark.parametrize("save", [save, save_beside])
+def test_kill_at_random_moments_leaves_a_whole_checkpoint(tmp_path, save):
     chance = random.Random(0)
     width = 20_000  # below what torch spreads over threads, unsafe in forks
     checkpointer, _ = make(tmp_path, width)
     save(checkpointer, 1)
     number = 1
-    for _ in range(10):
+    for _ in range(5):
         progress, announce = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -156,6 +174,191 @@ def test_kill_at_random_moments_leaves_a_whole_checkpoint(tmp_path):
         recovered.recover_if_possible()
         assert weights.number() > number
         number = int(weights.number())
+
+
+class Counter:
+    """Neither a module nor an optimiser: it has a saver of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def write_count(counter: Counter, path: Path) -> None:
+    path.write_text(str(counter.count))
+
+
+def read_count(counter: Counter, path: Path, end_of_epoch: bool) -> None:
+    counter.count = int(path.read_text())
+
+
+def train_one_step(weights: Weights, adam, counter: Counter) -> None:
+    (weights.first.sum() + weights.second.sum()).backward()
+    adam.step()
+    counter.count += 1
+
+
+@pytest.fixture
+def learner(tmp_path):
+    """Return what trains, and its checkpointer."""
+    weights, counter = Weights(), Counter()
+    adam = torch.optim.AdamW(weights.parameters())
+    checkpointer = AtomicCheckpointer(
+        tmp_path,
+        {"weights": weights, "adam": adam, "counter": counter},
+        custom_save_hooks={"counter": write_count},
+        custom_load_hooks={"counter": read_count},
+    )
+    train_one_step(weights, adam, counter)
+    return (weights, adam, counter), checkpointer
+
+
+@pytest.fixture
+def held_back(monkeypatch):
+    """Return an event before which no checkpoint is sealed."""
+    go_on, seal = threading.Event(), checkpoints.seal
+    monkeypatch.setattr(
+        checkpoints, "seal", lambda folder: go_on.wait(60) and seal(folder)
+    )
+    yield go_on
+    go_on.set()
+
+
+def test_training_goes_on_beside_and_what_is_saved_is_the_state_before(
+    learner, held_back
+):
+    """Weights, moments and counters, in the checkpoints of all files."""
+    training, checkpointer = learner
+    train_one_step(*training)
+    expected = copy.deepcopy([part.state_dict() for part in training[:2]])
+    checkpointer.begin_saving(meta={"update": 2})
+    for _ in range(3):
+        train_one_step(*training)
+    assert checkpointer.list_checkpoints() == []
+    held_back.set()
+    checkpointer.finish_saving()
+    assert checkpointer.recover_if_possible().meta["update"] == 2
+    states = [part.state_dict() for part in training[:2]]
+    for state, known in zip(states, expected, strict=True):
+        torch.testing.assert_close(dict(state), dict(known), rtol=0, atol=0)
+    assert training[2].count == 2
+
+
+def test_files_written_beside_are_those_written_at_once(learner):
+    _, checkpointer = learner
+    checkpointer.save_and_keep_only()
+    checkpointer.begin_saving(num_to_keep=2)
+    checkpointer.finish_saving()
+    at_once, beside = (
+        {name: path.read_bytes() for name, path in c.paramfiles.items()}
+        for c in checkpointer.find_checkpoints()
+    )
+    assert at_once == beside
+
+
+def test_the_next_checkpoint_waits_for_the_one_before(learner, held_back):
+    training, checkpointer = learner
+    checkpointer.begin_saving(meta={"update": 1}, num_to_keep=2)
+    train_one_step(*training)
+    threading.Timer(0.2, held_back.set).start()
+    checkpointer.begin_saving(meta={"update": 2}, num_to_keep=2)
+    assert [c.meta["update"] for c in checkpointer.list_checkpoints()][0] == 1
+    checkpointer.finish_saving()
+    updates = [c.meta["update"] for c in checkpointer.find_checkpoints()]
+    assert updates == [2, 1]
+
+
+def test_the_memory_of_a_copy_is_used_again(learner):
+    training, checkpointer = learner
+
+    def addresses() -> list[int]:
+        moments = checkpointer._copies["adam"]["state"].values()
+        tensors = [t for state in moments for t in state.values()]
+        tensors += checkpointer._copies["weights"].values()
+        return [t.data_ptr() for t in tensors]
+
+    checkpointer.begin_saving()
+    first = addresses()
+    train_one_step(*training)
+    checkpointer.begin_saving()
+    checkpointer.finish_saving()
+    assert addresses() == first
+    own = {t.data_ptr() for t in training[0].state_dict().values()}
+    assert not own & set(first)
+
+
+def test_the_host_does_not_wait_for_copies_from_a_gpu(monkeypatch):
+    """With tensors that are of a GPU by name; the thread waits instead."""
+    copy_ = Mock(side_effect=lambda target, *_, **__: target)
+    empty, event = Mock(wraps=torch.empty), Mock()
+    with FakeTensorMode():
+        state = {"weight": torch.zeros(3, device="cuda")}
+        monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(
+            torch.Tensor, "copy_", lambda *a, **options: copy_(*a, **options)
+        )
+        copied = checkpoints.copy_to_host(state)["weight"]
+    assert (copied.shape, copied.device.type) == ((3,), "cpu")
+    assert empty.call_args.kwargs["pin_memory"]
+    assert copy_.call_args.kwargs == {"non_blocking": True}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    wait = checkpoints.copies_made()
+    event.return_value.record.assert_called_once()
+    event.return_value.synchronize.assert_not_called()
+    wait()
+    event.return_value.synchronize.assert_called_once()
+
+
+def test_what_failed_beside_is_told_when_it_is_waited_for(learner, monkeypatch):
+    _, checkpointer = learner
+    monkeypatch.setattr(checkpoints, "SAVE_PAUSES_S", (0.0,))
+    checkpointer.save_and_keep_only()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", refuse_to_write)
+        checkpointer.begin_saving()
+        with pytest.raises(UserError, match="Earlier checkpoints are intact"):
+            checkpointer.finish_saving()
+    checkpointer.finish_saving()  # told once
+    assert hidden_names(checkpointer.checkpoints_dir) == []
+    assert len(checkpointer.list_checkpoints()) == 1
+
+
+def refuse_to_write(*_args, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("begin", ["begin_saving", "save_and_keep_only"])
+def test_the_next_checkpoint_makes_up_for_one_that_failed_beside(
+    learner, monkeypatch, caplog, begin
+):
+    """And is waited for: the disk may still be full."""
+    _, checkpointer = learner
+    monkeypatch.setattr(checkpoints, "SAVE_PAUSES_S", ())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", refuse_to_write)
+        checkpointer.begin_saving(meta={"update": 1})
+        with pytest.raises(UserError):
+            getattr(checkpointer, begin)(meta={"update": 2})
+        checkpointer.begin_saving(meta={"update": 3})
+        checkpointer._future.exception()  # waits
+    getattr(checkpointer, begin)(meta={"update": 4})
+    assert caplog.text.count(checkpoints.INSTEAD) == 2
+    (saved,) = checkpointer.list_checkpoints()
+    assert saved.meta["update"] == 4
+
+
+def test_a_run_that_ends_leaves_no_half_of_a_checkpoint(
+    learner, monkeypatch, caplog
+):
+    _, checkpointer = learner
+    checkpointer.begin_saving()
+    checkpointer.close()
+    assert len(checkpointer.list_checkpoints()) == 1
+    monkeypatch.setattr(torch, "save", refuse_to_write)
+    checkpointer.begin_saving()
+    checkpointer.close()  # without the pauses, which take 70 s
+    assert "No space left on device" in caplog.text
+    checkpointer.finish_saving()
 
 
 def truncate(folder: Path) -> None:
@@ -325,7 +528,7 @@ def test_saving_that_fails_in_passing_is_tried_again(
         flush(path)
 
     monkeypatch.setattr(checkpoint_files, "flush", fail_twice)
-    monkeypatch.setattr(checkpoints.time, "sleep", pauses.append)
+    monkeypatch.setattr(checkpointer._is_leaving, "wait", pauses.append)
     save(checkpointer, 2)
     assert pauses == list(checkpoints.SAVE_PAUSES_S)
     assert caplog.text.count("Next attempt in") == 2
