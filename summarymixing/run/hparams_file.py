@@ -258,6 +258,31 @@ def check_choices(
             )
 
 
+def check_minima(
+    hparams: Mapping[str, Any], minima: Mapping[str, float]
+) -> None:
+    """Raise UserError for what is no number, or one below its minimum.
+
+    Arguments
+    ---------
+    hparams : mapping
+        Keys and values.
+    minima : mapping
+        The lowest allowed value of each key that is checked.
+
+    Example
+    -------
+    >>> check_minima({"num_workers": 4}, {"num_workers": 0})
+    """
+    for key, minimum in minima.items():
+        value = hparams[key]
+        is_number = isinstance(value, int | float) and value is not True
+        if not (is_number and value >= minimum):
+            raise UserError(
+                f"{key} must be at least {minimum:g}, not {value!r}."
+            )
+
+
 def find_hparams_file(path: Path) -> Path:
     """Return an existing file, or raise a UserError that lists those there.
 

@@ -31,6 +31,7 @@ from summarymixing.nnet.span_mask import MaskScheme, overlapping_spans
 from summarymixing.pretrained import save_encoder, save_weights
 from summarymixing.run.brain import count_parameters, make_optimizer
 from summarymixing.run.checkpoints import open_checkpoints
+from summarymixing.run.hparams_file import check_minima
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
     FIXED,
@@ -302,9 +303,8 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> FineTuningBrain:
 def _check(hparams: Mapping[str, Any], task: Any) -> None:
     check_task_choices(hparams, task, unfreezing_order=UNFREEZING_ORDERS)
     masks = "time_mask_length", "channel_mask_length"
-    for key in ("max_batch_seconds", "unfreeze_every_updates", *masks):
-        if not hparams[key] or hparams[key] < 1:
-            raise UserError(f"{key} must be at least 1, not {hparams[key]!r}.")
+    at_least_1 = "max_batch_seconds", "unfreeze_every_updates", *masks
+    check_minima(hparams, dict.fromkeys(at_least_1, 1))
     source = Path(hparams["encoder"]).resolve()
     if source == Path(hparams["output_folder"]).resolve() / "encoder":
         raise UserError(
