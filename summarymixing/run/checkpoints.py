@@ -196,6 +196,11 @@ class AtomicCheckpointer(Checkpointer):
         else:
             self._is_saving = True
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written beside; on rank 0."""
+        return self._future is not None and not self._future.done()
+
     def finish_saving(self) -> None:
         """Wait until what `begin_saving` has begun is on the disk.
 
