@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from summarymixing.run.checkpoints import open_checkpoints
-from summarymixing.run.hparams_file import check_choices
+from summarymixing.run.hparams_file import check_choices, check_minima
 from summarymixing.run.launch import RunOptions, run
 from summarymixing.training.pretraining import (
     FIXED,
@@ -38,6 +38,15 @@ def pretrain(hparams: dict[str, Any], run_opts: RunOptions) -> None:
         {
             "loss_reduction": ("mean", "sum"),
             "precision": ("fp32", "bf16", "fp16"),
+        },
+    )
+    check_minima(
+        hparams,
+        {
+            "checkpoint_every_updates": 1,
+            "checkpoint_every_minutes": 0,
+            "checkpoints_to_keep": 1,
+            "log_every_updates": 1,
         },
     )
     # Masks are drawn with the batches, in the processes that load the audio.

@@ -76,7 +76,8 @@ SYNONYMS = {
     "mixed_precision amp",
     "max_gradient_norm": "max_grad_norm clip_norm grad_clip clip_grad_norm",
     "patience_nonfinite": "nonfinite_patience skip_nonfinite_grads",
-    "checkpoint_every_updates": "ckpt_interval_minutes ckpt_interval_steps "
+    "checkpoint_every_minutes": "ckpt_interval_minutes",
+    "checkpoint_every_updates": "ckpt_interval_steps "
     "save_interval_updates save_steps checkpoint_interval eval_steps",
     "log_every_updates": "log_interval logging_steps",
     "weight_decay": "remove_vector_weight_decay",

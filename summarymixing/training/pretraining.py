@@ -1,8 +1,9 @@
 """The Brain of wav2vec 2.0 pre-training.
 
-One "epoch" of SpeechBrain's loop is the interval between two checkpoints. Each
-ends with a checkpoint, a validation and an exported encoder, in this order: a
-run that dies on the way makes up for what is missing when it is started again.
+One "epoch" of SpeechBrain's loop is an interval of `checkpoint_every_updates`.
+Each ends with a checkpoint, a validation and an exported encoder, in this
+order: a run that dies on the way makes up for what is missing when it is
+started again. By the clock there may be further checkpoints in between.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class PretrainingBrain(ResumableBrain):
         self.validation_due = False  # when the run before this one has ended
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
+        self.saved_at = time.monotonic()  # or begun
+        self.minutes_unsaved = 0.0  # by the last entry of the log
         self.operations: Operations | None = None  # where a share is known
         self.trace = TraceOfUpdates(
             self.folder / "trace.json.gz", h.profile_updates
@@ -117,7 +120,7 @@ class PretrainingBrain(ResumableBrain):
         self._open_window()
 
     def intervals(self) -> Iterator[int]:
-        """Count the intervals between checkpoints, as fit's epochs.
+        """Count the intervals between validations, as fit's epochs.
 
         Each step also tells the sampler of the data which updates come next.
         """
@@ -149,6 +152,7 @@ class PretrainingBrain(ResumableBrain):
         if self.resumed_from is not None:
             self._go_on_in_batches(self.resumed_from.meta)
             self._catch_up()
+        self.saved_at = time.monotonic()
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
 
@@ -309,7 +313,19 @@ class PretrainingBrain(ResumableBrain):
         self.trace.end_update()
         if self.optimizer_step % self.hparams.log_every_updates == 0:
             self._log_train()
+            self._save_if_due()
         self._stop_if_asked()
+
+    def _save_if_due(self) -> None:
+        """Save by the clock, behind an entry of the log.
+
+        There the processes have agreed on the time, and the sums that a resume
+        would lose are written down: its log is that of a straight run.
+        """
+        every = self.hparams.checkpoint_every_minutes
+        is_due = bool(every) and self.minutes_unsaved >= every
+        if is_due and not self.stop_after_update:
+            self.save_checkpoint({}, beside=True)
 
     def _stop_if_asked(self) -> None:
         if not self.stop_after_update:
@@ -414,10 +430,13 @@ class PretrainingBrain(ResumableBrain):
         """Return what the updates of a window cost; a collective."""
         most = {
             "seconds_waited_for_data": window.seconds_waited,
+            "minutes_unsaved": (time.monotonic() - self.saved_at) / 60,
             **peak_memory(self.device_type),
         }
+        most = most_of_all(most, self.device)
+        self.minutes_unsaved = most["minutes_unsaved"]
         cost = {
-            **most_of_all(most, self.device),
+            **most,
             "seconds_saving": window.seconds_saving,
             "seconds_compiling": window.seconds_compiling,
         }
@@ -456,8 +475,8 @@ class PretrainingBrain(ResumableBrain):
             if self.optimizer_step > self.window.update:
                 self._log_train()
             self._stop_if_asked()
-            if self.step:  # else only a validation is due
-                self.save_checkpoint({})
+            if self.step:  # else this update is saved already
+                self.save_checkpoint({}, beside=True)
             return
         self.valid_sums.reduce()
         self._check_validation(self.valid_sums)
@@ -524,20 +543,27 @@ class PretrainingBrain(ResumableBrain):
         """Keep the latest ones."""
         return {"num_to_keep": self.hparams.checkpoints_to_keep}
 
-    def save_checkpoint(self, metrics: dict[str, Any]) -> None:
-        """Write a checkpoint, and count the time."""
+    def save_checkpoint(
+        self, metrics: dict[str, Any], beside: bool = False
+    ) -> None:
+        """Write a checkpoint, and count the time that the training waits."""
         start = time.perf_counter()
         sampler = self.data.sampler
         self.progress.batches_taken = sampler.first_batch(self.optimizer_step)
         self.progress.batches_made_for = sampler.plan.world_size
-        super().save_checkpoint(metrics)
+        super().save_checkpoint(metrics, beside)
+        self.saved_at = time.monotonic()
         seconds = time.perf_counter() - start
         self.window.seconds_saving += seconds
         self._leave_out(seconds)
 
     def _export(self) -> None:
-        """Write the encoder, then metrics.json, which speaks of it."""
+        """Write the encoder, then metrics.json, which speaks of it.
+
+        Not before its checkpoint is there.
+        """
         start = time.perf_counter()
+        self.checkpointer.finish_saving()
         state = {
             "update": self.optimizer_step,
             "max_updates": self.hparams.max_updates,

@@ -43,7 +43,7 @@ SETTINGS = (
 
 
 def pretrain(
-    manifests: Path, output: Path, script: Path = TRAIN
+    manifests: Path, output: Path, *more: str, script: Path = TRAIN
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
@@ -55,6 +55,7 @@ def pretrain(
             f"--manifests={manifests}",
             f"--output_folder={output}",
             *SETTINGS,
+            *more,
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -92,7 +93,7 @@ def test_what_was_learned_is_saved_when_one_process_cannot_go_on(
 ):
     script = tmp_path / "loses_its_disk.py"
     script.write_text(LOSES_ITS_DISK)
-    done = pretrain(manifests, tmp_path / "out", script)
+    done = pretrain(manifests, tmp_path / "out", script=script)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr[-2000:]
     assert "error: rank 1: " in done.stderr and "a disk is gone" in done.stderr
@@ -102,11 +103,39 @@ def test_what_was_learned_is_saved_when_one_process_cannot_go_on(
     assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 1
 
 
+ANOTHER_CLOCK = f"""
+import os
+import runpy
+import time
+
+if os.environ["RANK"] == "1":
+    start, monotonic = time.monotonic(), time.monotonic
+    time.monotonic = lambda: start + 1e6 * (monotonic() - start)
+runpy.run_path({str(TRAIN)!r}, run_name="__main__")
+"""
+
+
 def test_accumulation_layer_drop_and_validation_do_not_hang(
     manifests, tmp_path
 ):
-    """The stock recipe hangs here: collectives that one rank skips."""
-    done = pretrain(manifests, tmp_path / "out")
+    """The stock recipe hangs here: collectives that one rank skips.
+
+    Checkpoints by the clock, at updates 4 and 8, hang neither, though one rank
+    alone finds that it is time.
+    """
+    script = tmp_path / "another_clock.py"
+    script.write_text(ANOTHER_CLOCK)
+    done = pretrain(
+        manifests,
+        tmp_path / "out",
+        "--log_every_updates=4",
+        script=script,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     entries = [(e["stage"], e["update"]) for e in read_log(tmp_path / "out")]
-    assert entries == [("train", 5), ("valid", 5), ("train", 10), ("valid", 10)]
+    assert entries == [
+        *(("train", 4), ("train", 5), ("valid", 5)),
+        *(("train", 8), ("train", 10), ("valid", 10)),
+    ]
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("Saved a checkpoint") == 4

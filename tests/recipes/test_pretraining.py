@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,12 +24,15 @@ from safetensors.torch import load_file
 from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.batching import UpdateBatchSampler
 from summarymixing.data.manifest import Manifest, Row, write_manifest
+from summarymixing.errors import UserError
 from summarymixing.lobes.conformer import ConformerEncoderLayer
+from summarymixing.run import checkpoints
 from summarymixing.run.checkpoint_files import MANIFEST_NAME, seal
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_log
 from summarymixing.training import pretraining, pretraining_data
+from tests.kills import states, train_with_kills, without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "pretraining" / "train.py"
@@ -370,6 +375,152 @@ def kill(*_args, **_options):
     raise Killed
 
 
+EVERY_ENTRY = "--checkpoint_every_minutes=1e-9"  # of the log: one checkpoint
+
+
+def test_a_checkpoint_by_the_clock_changes_nothing_but_what_a_kill_costs(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    more = (
+        *("--max_updates=7", "--checkpoint_every_updates=7"),
+        *("--log_every_updates=2", "--accumulation=2", "--dropout=0.1"),
+    )
+    saved = record_saves(monkeypatch)
+    train(*arguments, tmp_path / "straight", *more)
+    assert saved == [7]
+    fit_batch, trained = pretraining.PretrainingBrain.fit_batch, []
+
+    def die_in_update_6(brain, batch):
+        trained.append(brain.optimizer_step)
+        if trained.count(5) == 2:
+            raise Killed
+        return fit_batch(brain, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(
+            pretraining.PretrainingBrain, "fit_batch", die_in_update_6
+        )
+        train(*arguments, tmp_path / "killed", *more, EVERY_ENTRY)
+    assert saved == [7, 2, 4]
+    assert not (tmp_path / "killed" / "encoder").exists()
+    train(*arguments, tmp_path / "killed", *more, EVERY_ENTRY)
+    assert saved == [7, 2, 4, 6, 7]
+    assert without_clock(tmp_path / "killed") == without_clock(
+        tmp_path / "straight"
+    )
+    assert_equal_states(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_the_clock_begins_again_with_each_checkpoint(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    """Here an update takes a minute."""
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    saved = record_saves(monkeypatch)
+    minutes = SimpleNamespace(now=0)
+    clock = SimpleNamespace(
+        monotonic=lambda: 60 * minutes.now, perf_counter=time.perf_counter
+    )
+    set_rates = pretraining.PretrainingBrain.set_learning_rates
+
+    def pass_a_minute(brain, update):
+        minutes.now += 1
+        set_rates(brain, update)
+
+    monkeypatch.setattr(pretraining, "time", clock)
+    monkeypatch.setattr(
+        pretraining.PretrainingBrain, "set_learning_rates", pass_a_minute
+    )
+    train(
+        *arguments,
+        tmp_path,
+        "--max_updates=11",
+        "--checkpoint_every_updates=5",
+        "--checkpoint_every_minutes=3",
+    )
+    assert saved == [3, 5, 8, 10, 11]
+    log = {e["update"]: e for e in read_log(tmp_path) if e["stage"] == "train"}
+    assert [round(log[n]["minutes_unsaved"], 3) for n in (3, 4, 8)] == [3, 1, 3]
+
+
+def record_saves(monkeypatch) -> list[int]:
+    """Return a list to which every checkpoint adds its update."""
+    saved = []
+    write = AtomicCheckpointer._save_once
+    monkeypatch.setattr(
+        AtomicCheckpointer,
+        "_save_once",
+        lambda self, meta, *rest: (
+            saved.append(meta["update"]) or write(self, meta, *rest)
+        ),
+    )
+    return saved
+
+
+def assert_equal_states(output: Path, expected: Path) -> None:
+    """Compare encoder, model and optimiser of two runs bit for bit."""
+    mine, theirs = (
+        {"encoder": weights(folder), **states(folder)}
+        for folder in (output, expected)
+    )
+    assert len(mine) == 3
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_kills_while_it_saves_leave_no_trace(pretraining_manifests, tmp_path):
+    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
+    more = "--max_updates=9", "--checkpoint_every_updates=4"
+    train(*arguments, tmp_path / "straight", *more)
+    killed = partial(train, *arguments, tmp_path / "killed", *more, EVERY_ENTRY)
+    assert len([*train_with_kills(killed, kills=3, seed=1)]) == 3
+    assert without_clock(tmp_path / "killed") == without_clock(
+        tmp_path / "straight"
+    )
+    assert_equal_states(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_damage_in_any_file_of_any_checkpoint_is_named(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    """Cut short, or one byte changed: the previous checkpoint is used."""
+    train(
+        ROOT / "hparams/pretraining/tiny.yaml",
+        pretraining_manifests,
+        tmp_path,
+        *("--max_updates=3", "--checkpoint_every_updates=1"),
+        "--checkpoints_to_keep=3",
+    )
+    folder = tmp_path / "checkpoints"
+    saved = AtomicCheckpointer(folder).find_checkpoints()
+    assert [c.meta["update"] for c in saved] == [3, 2, 1]
+    for checkpoint, previous in zip(saved, [*saved[1:], None], strict=True):
+        files = sorted(checkpoint.path.iterdir())
+        assert len(files) == len(checkpoint.paramfiles) + 2
+        for file in files:
+            content = file.read_bytes()
+            middle = len(content) // 2
+            changed = bytearray(content)
+            changed[middle] ^= 1
+            for damaged in (content[:middle], content[:-1], bytes(changed)):
+                file.write_bytes(damaged)
+                warn = Mock()
+                monkeypatch.setattr(checkpoints.logger, "warning", warn)
+                recover = AtomicCheckpointer(folder).recover_if_possible
+                if previous is None:
+                    with pytest.raises(UserError, match="all checkpoints"):
+                        recover()
+                else:
+                    assert recover() == previous
+                ((text, *details),) = (call.args for call in warn.mock_calls)
+                told = text % tuple(details)
+                assert str(checkpoint.path) in told
+                if file.name != MANIFEST_NAME:  # its names may be damaged
+                    assert file.name in told
+            file.write_bytes(content)
+        shutil.rmtree(checkpoint.path)
+
+
 @pytest.mark.parametrize("lost", ["save_encoder", "encoder folder"])
 def test_a_finished_run_has_the_encoder_of_its_last_update(
     pretraining_manifests, tmp_path, monkeypatch, lost
@@ -402,15 +553,7 @@ def test_a_validation_that_a_run_did_not_reach_is_made_up_for(
 ):
     arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
     more = "--max_updates=4"
-    saved = []
-    write = AtomicCheckpointer._save_once
-    monkeypatch.setattr(
-        AtomicCheckpointer,
-        "_save_once",
-        lambda self, meta, *rest: (
-            saved.append(meta["update"]) or write(self, meta, *rest)
-        ),
-    )
+    saved = record_saves(monkeypatch)
     train(*arguments, tmp_path / "straight", more)
     assert saved == [2, 4]  # each once
     with monkeypatch.context() as patch:
@@ -580,6 +723,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("--manifests=/nowhere", "/nowhere"),
         ("--profile_updates=-1", "from 0 to 20, not -1"),
         ("--profile_updates=True", "from 0 to 20, not True"),
+        ("--checkpoint_every_updates=0", "at least 1, not 0"),
+        ("--checkpoint_every_minutes=-1", "at least 0, not -1"),
     ],
 )
 def test_bad_values_are_explained(

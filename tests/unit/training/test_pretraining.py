@@ -32,6 +32,7 @@ HPARAMS = {
     "temperature_end": 0.5,
     "temperature_factor": 0.9,
     "log_every_updates": 1000,
+    "checkpoint_every_minutes": 0,
     "compile": False,
     "profile_updates": 0,
     "memory_budget": 1.0,
