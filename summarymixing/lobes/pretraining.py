@@ -158,6 +158,9 @@ class Wav2Vec2Pretraining(nn.Module):
         self.logit_temperature = logit_temperature
         self.diversity_weight = diversity_weight
         self.front_end_gradient = front_end_gradient
+        # Whether the last forward pass broke off after its collective had
+        # begun: the one that takes its place must not begin another.
+        self.broke_off = False
 
     def forward(
         self,
@@ -192,8 +195,9 @@ class Wav2Vec2Pretraining(nn.Module):
         code_usage = _sum_over_processes(
             quantised.probability_sums,
             masked.counts.sum(),
-            exchange=self.training,
+            exchange=self.training and not self.broke_off,
         )
+        self.broke_off = self.training
         encoded = self.encoder.contextualise(
             latents,
             padding_mask,
@@ -201,7 +205,7 @@ class Wav2Vec2Pretraining(nn.Module):
             layer_drop_seed=layer_drop_seed,
         )
         context = encoded.output.flatten(0, 1).index_select(0, masked.frames)
-        return self._losses(
+        output = self._losses(
             self.project(context),
             masked_latents,
             masked,
@@ -209,6 +213,8 @@ class Wav2Vec2Pretraining(nn.Module):
             negatives=negatives,
             code_usage=code_usage,
         )
+        self.broke_off = False
+        return output
 
     def _losses(
         self,

@@ -76,7 +76,9 @@ class Outcome(NamedTuple):
     """What an update came to, on its way from the device."""
 
     update: int
-    values: Tensor  # (2,): norm of the gradients, and not 0 to stop the run
+    # (3,): norm of the gradients; not 0 to stop the run; not 0 where a process
+    # had no gradients of its own, and the update was left out.
+    values: Tensor
     copied: torch.cuda.Event | None  # None where nothing had to be copied
 
     @classmethod
@@ -89,12 +91,12 @@ class Outcome(NamedTuple):
             copied.record()
         return cls(update, values, copied)
 
-    def receive(self) -> tuple[float, bool]:
-        """Wait for the norm of the gradients, and whether to stop."""
+    def receive(self) -> tuple[float, bool, bool]:
+        """Wait for the norm, whether to stop, and whether it was left out."""
         if self.copied is not None:
             self.copied.synchronize()
-        norm, stop = self.values.tolist()
-        return norm, stop > 0
+        norm, stop, broken = self.values.tolist()
+        return norm, stop > 0, broken > 0
 
 
 class ResumableBrain(sb.Brain):
@@ -134,6 +136,7 @@ class ResumableBrain(sb.Brain):
         self.updates_behind = 1 if self.device_type == "cuda" else 0
         self.outcomes: deque[Outcome] = deque()
         self.stop_asked = torch.zeros((), device=self.device)
+        self.is_broken = torch.zeros((), device=self.device)
         self.stop_after_update = False
         self.progress = Progress()
         self.checkpointer.add_recoverable(
@@ -241,7 +244,8 @@ class ResumableBrain(sb.Brain):
         """Return what the gradients of an update are multiplied by.
 
         A training in which a process may be asked to stop during an update
-        sets `stop_asked` here, alike on all processes.
+        sets `stop_asked` here, alike on all processes, and `is_broken` where
+        the gradients of one are missing.
         """
         return 1.0
 
@@ -271,14 +275,16 @@ class ResumableBrain(sb.Brain):
             for optimizer in optimizers
         ]
         norm = torch.stack(norms).norm()
-        skip = norm.isfinite().logical_not()
+        skip = norm.isfinite().logical_not() | (self.is_broken > 0)
         for optimizer, own in zip(optimizers, norms, strict=True):
             share = self.hparams.max_gradient_norm / (own + 1e-6)
             self._apply(optimizer, factor * share.clamp(max=1.0), skip)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.optimizer_step = update
-        values = torch.stack([norm, self.stop_asked.to(norm)])
+        values = torch.stack(
+            [norm, self.stop_asked.to(norm), self.is_broken.to(norm)]
+        )
         self.outcomes.append(Outcome.send(update, values))
         self._read_outcomes(self.updates_behind)
 
@@ -299,7 +305,9 @@ class ResumableBrain(sb.Brain):
             self.scaler.step(optimizer)
             for name in ("grad_scale", "found_inf"):
                 vars(optimizer).pop(name, None)
-        elif self.scaler.is_enabled() or not skip.item():
+        elif not skip.item() or (
+            self.scaler.is_enabled() and not self.is_broken.item()
+        ):
             gradients = gradients_of(optimizer)
             torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
             self.scaler.step(optimizer)
@@ -308,8 +316,14 @@ class ResumableBrain(sb.Brain):
         """Read what updates came to, but for the last ones, and act on it."""
         while len(self.outcomes) > keep:
             outcome = self.outcomes.popleft()
-            self.gradient_norm, stop = outcome.receive()
+            norm, stop, is_broken = outcome.receive()
             self.stop_after_update |= stop
+            if is_broken:
+                # Nor has any later one been made.
+                self.outcomes.clear()
+                self.optimizer_step = outcome.update - 1
+                return
+            self.gradient_norm = norm
             if math.isfinite(self.gradient_norm):
                 self.nonfinite_updates = 0
             else:

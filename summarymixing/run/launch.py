@@ -25,7 +25,7 @@ from summarymixing.errors import (
     USER_ERROR_STATUS,
     UserError,
 )
-from summarymixing.run import processes
+from summarymixing.run import peers, processes
 from summarymixing.run.hparams_file import HparamsFile, read_value
 from summarymixing.run.output_folder import mark_stopped, output_folder_of
 from summarymixing.run.stopping import STOP, Stopped, stop_reason
@@ -122,9 +122,10 @@ def run(main: Main, argv: Sequence[str] | None = None) -> None:
     {'seed': 3}
     """
     argv = sys.argv[1:] if argv is None else argv
-    status = _run_and_report(main, argv)
-    if processes.is_under_torchrun():
-        processes.leave(status)
+    with STOP.listening():  # also while it ends: torchrun sends SIGTERM then
+        status = _run_and_report(main, argv)
+        if processes.is_under_torchrun():
+            processes.leave(status)
     if status:
         sys.exit(status)
 
@@ -134,20 +135,25 @@ def _run_and_report(main: Main, argv: Sequence[str]) -> int:
     try:
         return _run(main, argv)
     except UserError as error:
-        if processes.may_print(str(error)):
-            rank = processes.rank()  # ranks above 0 say so
-            prefix = f"rank {rank}: " if rank else ""
-            print(f"error: {prefix}{error}", file=sys.stderr)
-        return USER_ERROR_STATUS
+        rank = processes.rank()  # ranks above 0 say so
+        prefix = f"rank {rank}: " if rank else ""
+        status, message = USER_ERROR_STATUS, f"error: {prefix}{error}"
     except KeyboardInterrupt:
-        if processes.may_print("interrupted"):
-            print("interrupted", file=sys.stderr)
-        return INTERRUPTED_STATUS
-    except RuntimeError:
-        # A collective fails on every rank when one of them is gone.
-        if not processes.peer_failed():
+        status, message = INTERRUPTED_STATUS, "interrupted"
+    except Exception as error:
+        own = peers.current()
+        if own is None:
             raise
-        return USER_ERROR_STATUS
+        # A collective fails on every process when one of them is gone.
+        lost = own.find_lost() if peers.is_of_collective(error) else None
+        if lost is None:
+            if own.announce(repr(error)):
+                sys.excepthook(type(error), error, error.__traceback__)
+            return peers.STATUS
+        status, message = USER_ERROR_STATUS, f"error: {lost}"
+    if peers.announce(message):
+        print(message, file=sys.stderr)
+    return status
 
 
 def _run(main: Main, argv: Sequence[str]) -> int:
@@ -163,8 +169,8 @@ def _run(main: Main, argv: Sequence[str]) -> int:
         str(recipe.tree.get("precision")), str(run_opts.device)
     )
     with (
-        STOP.listening(),
         processes.process_group(str(run_opts.device)),
+        peers.watching(),
         output_folder_of(recipe, argv) as folder,
     ):
         stopped = False  # a run that was complete by then is complete

@@ -5,12 +5,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import hashlib
 import multiprocessing
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -30,8 +28,6 @@ logger = get_logger(__name__)
 # The longest that one rank may keep the others waiting in a collective.
 # SpeechBrain's two hours would hide a dead rank for as long.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-ERRORS_KEY = "summarymixing/errors"
-PEER_SECONDS = 2.0  # how long a rank waits to learn that another one failed
 
 
 def local_rank() -> int:
@@ -216,56 +212,6 @@ def gather_objects(mine: Result) -> list[Result]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     return found
-
-
-def may_print(message: str) -> bool:
-    """Return whether this rank is the one to print why it fails.
-
-    Ranks that fail for the same reason report it once. No collective, since
-    ranks that fail cannot be relied upon to meet: messages are counted in the
-    store through which the ranks met.
-
-    Arguments
-    ---------
-    message : str
-        What would be printed.
-    """
-    store = _store()
-    if store is None:
-        return local_rank() == 0
-    key = f"{ERRORS_KEY}/{hashlib.sha256(message.encode()).hexdigest()}"
-    try:
-        store.add(ERRORS_KEY, 1)
-        if rank():  # rank 0 goes first: its message has no prefix
-            _wait_for(store, key)
-        return bool(store.add(key, 1) == 1)
-    except RuntimeError:  # the store's process is gone
-        return True
-
-
-def peer_failed() -> bool:
-    """Return whether another rank has announced a failure."""
-    store = _store()
-    try:
-        return store is not None and _wait_for(store, ERRORS_KEY)
-    except RuntimeError:  # the store's process is gone
-        return True
-
-
-def _wait_for(store: Any, key: str) -> bool:
-    """Return whether a counter rises above zero soon."""
-    deadline = time.monotonic() + PEER_SECONDS
-    while not store.add(key, 0):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _store() -> Any:
-    if not dist.is_initialized():
-        return None
-    return dist.distributed_c10d._get_default_store()
 
 
 def _use_all_cores() -> None:

@@ -2,14 +2,16 @@
 
 `log.jsonl` has one JSON object a line and is what reports are drawn from;
 TensorBoard has the same numbers; `metrics.json` holds the latest ones.
-Without further loggers no method here is a collective.
+Without further loggers no method here is a collective, and none that fails
+ends a run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from summarymixing.errors import UserError
 from summarymixing.files import describe_os_error, open_atomically, write_json
 from summarymixing.run.output_folder import LOG_NAME
-from summarymixing.run.processes import rank
+from summarymixing.run.processes import on_main_process, rank
 
 logger = get_logger(__name__)
 
@@ -100,8 +102,8 @@ class RunLog:
         """Add the metrics of a stage ("train", "valid", ...) at an update.
 
         Every process calls it: SpeechBrain's loggers wait for each other.
-        A disk that is full ends no run: what could not be written is kept
-        and written later.
+        No failure here ends a run: what could not be written is kept and
+        written later. A further logger that fails misses an entry.
         """
         if self._outputs:
             self._write_down({"stage": stage, "update": update, **metrics})
@@ -109,17 +111,27 @@ class RunLog:
             logger.info("%s, update %d: %s", stage, update, shown)
         if stage in SPEECHBRAIN_STAGES:
             for further in self._loggers:
-                further.log_stats(
-                    {"epoch": update}, **{f"{stage}_stats": metrics}
+                log = partial(
+                    further.log_stats,
+                    {"epoch": update},
+                    **{f"{stage}_stats": metrics},
                 )
+                on_main_process(partial(self._try, log))
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Replace `metrics.json`; where that fails, the log says so."""
         if self._outputs:
             try:
                 write_json(self.folder / "metrics.json", metrics)
-            except OSError as error:
+            except Exception as error:
                 self._report(error)
+
+    def _try(self, log: Callable[[], None]) -> None:
+        """Call a further logger, which may be anything."""
+        try:
+            log()
+        except Exception as error:
+            logger.warning("a logger failed, training goes on: %r", error)
 
     def _write_down(self, entry: Entry) -> None:
         """Add an entry, and those that wait, to the file and the board."""
@@ -129,21 +141,24 @@ class RunLog:
             for output, waiting in self._outputs.items():
                 output.write(waiting)
                 waiting.clear()
-        except OSError as error:
+        except Exception as error:
             self._report(error)
         else:
             if self._is_failing:
                 logger.info("the metrics are written again, with none missing")
             self._is_failing = False
 
-    def _report(self, error: OSError) -> None:
+    def _report(self, error: Exception) -> None:
         """Warn when writing begins to fail, not each time."""
+        cause = repr(error)
+        if isinstance(error, OSError):
+            cause = describe_os_error(error)
         if not self._is_failing:
             self._is_failing = True
             logger.warning(
                 "metrics cannot be written; training goes on, and they are "
                 "kept until they can be: %s",
-                describe_os_error(error),
+                cause,
             )
 
 
@@ -191,7 +206,7 @@ class _Board:
                 for name, value in metrics.items():
                     self._writer.add_scalar(f"{name}/{stage}", value, update)
             self._writer.flush()
-        except OSError:
+        except Exception:
             self._writer = None
             raise
 

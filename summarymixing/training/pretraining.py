@@ -9,6 +9,7 @@ started again. By the clock there may be further checkpoints in between.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from summarymixing.cost.operations import (
 )
 from summarymixing.data.batching import BatchPlan
 from summarymixing.errors import UserError
+from summarymixing.files import describe_os_error
 from summarymixing.lobes.features import FRAMES_PER_SECOND
 from summarymixing.lobes.pretraining import PretrainingOutput
 from summarymixing.nnet.quantiser import temperature_at
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import read_config, save_encoder
+from summarymixing.run import peers
 from summarymixing.run.brain import (
     ResumableBrain,
     count_parameters,
@@ -48,6 +51,7 @@ from summarymixing.training.compilation import compile_layers, should_compile
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
     PretrainingData,
+    silence,
 )
 from summarymixing.training.pretraining_statistics import (
     LoggingWindow,
@@ -64,6 +68,8 @@ logger = get_logger(__name__)
 # Unreadable utterances are skipped and listed, but not without limit.
 MAX_UNREADABLE_SHARE = 0.01
 MIN_UNREADABLE = 20
+
+MESSAGE_CHARACTERS = 600  # of an exception; the rest is in a file
 
 # Below this share of the codes in use, accuracy says nothing any more.
 COLLAPSE_SHARE = 0.1
@@ -107,7 +113,10 @@ class PretrainingBrain(ResumableBrain):
         self.nominal_frames = h.max_batch_seconds * FRAMES_PER_SECOND
         self.update_frames = torch.zeros((), device=self.device).double()
         self.unreadable = self.utterances = 0
-        self.failure: str | None = None  # of this process alone
+        # Of this process alone: why it cannot go on, and whether it lacks the
+        # gradients of the update under way.
+        self.failure: str | None = None
+        self.lacks_gradients = False
         self.validation_due = False  # when the run before this one has ended
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
@@ -258,15 +267,63 @@ class PretrainingBrain(ResumableBrain):
         # Dropout is the one part that draws from the global stream.
         torch.manual_seed(derive_seed(seed, self.rank))
         with self.no_sync(not should_step):
-            with self.training_ctx:
-                output = self._forward(batch, layer_drop_seed=seed)
-            self.scaler.scale(output.loss / self.nominal_frames).backward()
+            output = self._forward_in_order(batch, seed)
+            loss = self.scaler.scale(output.loss / self.nominal_frames)
+            self._backward_in_order(loss, exchanges=should_step)
         self.window.sums.add(output, batch, self._multiply_adds(batch))
         self.update_frames += output.frames
         if should_step:
             self.optimizers_step()
         self.window.idle_since = time.perf_counter()
         return output.loss.detach()
+
+    def _forward_in_order(
+        self, batch: PretrainingBatch, seed: int
+    ) -> PretrainingOutput:
+        """Forward; where it fails, take part in the collectives by silence.
+
+        The others would wait for this process, and save nothing.
+        """
+        peers.mark(self.hparams.stalled_after_seconds)
+        if batch.error is not None:
+            self._fail(batch.error)
+        try:
+            with self.training_ctx:
+                return self._forward(batch, layer_drop_seed=seed)
+        except Exception as error:
+            self._fail(error)
+        with self.training_ctx:
+            return self._forward(silence(), layer_drop_seed=seed)
+
+    def _backward_in_order(self, loss: Tensor, *, exchanges: bool) -> None:
+        """Backward; once gradients are exchanged, no failure is in order."""
+        peers.mark(self.hparams.stalled_after_seconds)
+        try:
+            loss.backward()
+        except Exception as error:
+            if exchanges and self.world_size > 1:
+                raise
+            self._fail(error)
+        peers.mark(self.hparams.stalled_after_seconds)
+
+    def _fail(self, error: Exception) -> None:
+        """Let all processes leave this update out, save, and end."""
+        self.lacks_gradients = True
+        if self.failure is not None:
+            return
+        place = f"rank {self.rank}: " if self.world_size > 1 else ""
+        if isinstance(error, UserError):
+            self.failure = f"{place}{error}"
+            return
+        path = self.folder / f"failure.{self.rank}.txt"
+        text = "".join(traceback.format_exception(error))
+        where = f"see {path}"
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            where = text
+        what = " ".join(str(error).split())[:MESSAGE_CHARACTERS]
+        self.failure = f"{place}{type(error).__name__}: {what} ({where})"
 
     def _multiply_adds(self, batch: PretrainingBatch) -> int:
         masked = batch.masked
@@ -311,7 +368,8 @@ class PretrainingBrain(ResumableBrain):
         """Make an update; log it and stop after it where that is due."""
         super().optimizers_step()
         self.trace.end_update()
-        if self.optimizer_step % self.hparams.log_every_updates == 0:
+        is_due = self.optimizer_step % self.hparams.log_every_updates == 0
+        if is_due and self.optimizer_step > self.window.update:
             self._log_train()
             self._save_if_due()
         self._stop_if_asked()
@@ -330,9 +388,11 @@ class PretrainingBrain(ResumableBrain):
     def _stop_if_asked(self) -> None:
         if not self.stop_after_update:
             return
+        peers.rest()
         failure = first_of_all(self.failure)
         if failure is not None:
-            logger.error(
+            # For log.txt: on the screen it is what the run ends with.
+            logger.debug(
                 "ending after update %d: %s", self.optimizer_step, failure
             )
         # Checkpoints count hours, up to the last entry of the log.
@@ -357,11 +417,15 @@ class PretrainingBrain(ResumableBrain):
         or cannot go on, rides on the same collective.
         """
         must_stop = stop_requested() or self.failure is not None
-        asked = torch.full_like(self.update_frames, float(must_stop))
-        packed = torch.stack([self.update_frames, asked])
+        flags = torch.tensor(
+            [must_stop, self.lacks_gradients], dtype=torch.float64
+        )
+        packed = torch.cat(
+            [self.update_frames[None], flags.to(self.update_frames)]
+        )
         if dist.is_initialized():
             dist.all_reduce(packed)
-        frames, self.stop_asked = packed.unbind()
+        frames, self.stop_asked, self.is_broken = packed.unbind()
         self.update_frames.zero_()
         if self.hparams.loss_reduction == "mean":
             return self.nominal_frames * self.world_size / frames.clamp(1)
@@ -392,8 +456,11 @@ class PretrainingBrain(ResumableBrain):
     def _list_unreadable(self, batch: PretrainingBatch) -> Path:
         path = self.folder / f"unreadable_audio.{self.rank}.txt"
         if batch.unreadable:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{message}\n" for message in batch.unreadable)
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in batch.unreadable)
+            except OSError as error:  # ends no run
+                logger.warning("not listed: %s", describe_os_error(error))
         return path
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
@@ -459,17 +526,31 @@ class PretrainingBrain(ResumableBrain):
     def evaluate_batch(
         self, batch: PretrainingBatch, stage: sb.Stage
     ) -> Tensor:
-        """Add a validation batch, whose masks and negatives are fixed."""
-        self._list_unreadable(batch)
-        with torch.no_grad(), self.evaluation_ctx:
-            output = self._forward(batch)
-        self.valid_sums.add(output, batch)
-        return output.loss
+        """Add a validation batch, whose masks and negatives are fixed.
+
+        After a failure of this process the rest is passed over: the others
+        learn of it where the sums are made.
+        """
+        peers.mark(self.hparams.stalled_after_seconds)
+        if self.failure is None:
+            try:
+                if batch.error is not None:
+                    raise batch.error
+                self._list_unreadable(batch)
+                with torch.no_grad(), self.evaluation_ctx:
+                    output = self._forward(batch)
+                self.valid_sums.add(output, batch)
+                return output.loss
+            except Exception as error:
+                self._fail(error)
+        return torch.zeros(())
 
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
         """Log what is left and save; after validation: log, export."""
+        peers.rest()
+        self._read_outcomes()
         if stage != sb.Stage.VALID:
             self.trace.end_stage()
             if self.optimizer_step > self.window.update:
@@ -478,6 +559,9 @@ class PretrainingBrain(ResumableBrain):
             if self.step:  # else this update is saved already
                 self.save_checkpoint({}, beside=True)
             return
+        failure = first_of_all(self.failure)
+        if failure is not None:  # all is saved but the validation
+            raise UserError(failure)
         self.valid_sums.reduce()
         self._check_validation(self.valid_sums)
         metrics = self.valid_sums.metrics()

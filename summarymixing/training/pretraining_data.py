@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,8 @@ class PretrainingBatch:
 
     wavs : (B, S); wav_lens : (B,); masked : MaskedFrames; seconds : audio
     without padding; utterances : how many there should be; unreadable : a
-    message for each of them that was left out.
+    message for each of them that was left out; error : of the loader, which
+    has no further batch.
     """
 
     wavs: Tensor
@@ -53,6 +54,7 @@ class PretrainingBatch:
     seconds: float
     utterances: int
     unreadable: list[str]
+    error: Exception | None = None
 
     def to(self, device: torch.device | str) -> PretrainingBatch:
         """Copy the tensors to a device without waiting for it."""
@@ -94,19 +96,7 @@ class MaskingCollate:
         unreadable = [u.error for u in utterances if u.error]
         readable = [u for u in utterances if not u.error]
         if not readable:
-            # Silence, so that this process still takes its part; without a
-            # loss, since one masked frame has no negatives. Two utterances of
-            # two frames: a size of 1 would compile the layers once more.
-            wavs = torch.zeros(2, HOP_SAMPLES * 2)
-            nothing = gather_masked_frames([[0], [0]], 2, [0, 0])
-            return PretrainingBatch(
-                wavs,
-                torch.ones(2),
-                nothing,
-                seconds=0.0,
-                utterances=len(utterances),
-                unreadable=unreadable,
-            )
+            return silence(len(utterances), unreadable)
         wavs, wav_lens = pad_wavs([u.wav for u in readable])
         seeds = [
             derive_seed(self.seed, self.stage, u.epoch, u.row.id)
@@ -124,6 +114,45 @@ class MaskingCollate:
             utterances=len(utterances),
             unreadable=unreadable,
         )
+
+
+def silence(
+    utterances: int = 0,
+    unreadable: Sequence[str] = (),
+    error: Exception | None = None,
+) -> PretrainingBatch:
+    """Return a batch by which a process without audio takes its part.
+
+    Without a loss, since one masked frame has no negatives. Two utterances of
+    two frames: a size of 1 would compile the layers once more.
+    """
+    return PretrainingBatch(
+        torch.zeros(2, HOP_SAMPLES * 2),
+        torch.ones(2),
+        gather_masked_frames([[0], [0]], 2, [0, 0]),
+        seconds=0.0,
+        utterances=utterances,
+        unreadable=list(unreadable),
+        error=error,
+    )
+
+
+class OrderlyLoader(DataLoader[Any]):
+    """A loader that ends in silence where it fails.
+
+    An exception would end this process, and leave the others in a collective.
+    """
+
+    def __iter__(self) -> Iterator[PretrainingBatch]:  # type: ignore[override]
+        """Yield the batches; after an error, silence that carries it."""
+        left = len(self)
+        try:
+            for batch in super().__iter__():
+                left -= 1
+                yield batch
+        except Exception as error:
+            for _ in range(max(left, 1)):
+                yield silence(error=error)
 
 
 @dataclass
@@ -211,7 +240,7 @@ def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:
         # Workers of the training live from one validation to the next, those
         # of a validation end with it. A fork shares the manifest.
         can_fork = num_workers and sys.platform == "linux"
-        return DataLoader(
+        return OrderlyLoader(
             UtteranceDataset(manifest, tolerate_errors=True),
             batch_sampler=batches,
             collate_fn=MaskingCollate(seed=seed, scheme=scheme, stage=stage),
