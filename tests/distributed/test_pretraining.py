@@ -1,11 +1,15 @@
-"""The whole recipe on two processes."""
+"""The whole recipe on two processes, of one machine and of two."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.run.records import read_log
@@ -14,23 +18,24 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "recipes" / "pretraining" / "train.py"
 
 
-@pytest.fixture
-def manifests(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return manifests of half a minute of noise in pieces of 1 to 2 s."""
     import numpy as np
     import soundfile
 
+    folder = tmp_path_factory.mktemp("manifests")
     rng = np.random.default_rng(0)
     rows = []
     for number in range(20):
-        path = tmp_path / f"{number}.flac"
+        path = folder / f"{number}.flac"
         seconds = 1 + number / 20
         wav = 0.1 * rng.standard_normal(int(seconds * 16_000))
         soundfile.write(path, wav, 16_000)
         rows.append(Row(str(number), str(path), (), seconds))
-    write_manifest(tmp_path / "train.csv", rows[3:])
-    write_manifest(tmp_path / "valid.csv", rows[:3])
-    return tmp_path
+    write_manifest(folder / "train.csv", rows[3:])
+    write_manifest(folder / "valid.csv", rows[:3])
+    return folder
 
 
 SETTINGS = (
@@ -43,13 +48,16 @@ SETTINGS = (
 
 
 def pretrain(
-    manifests: Path, output: Path, *more: str, script: Path = TRAIN
+    manifests: Path,
+    output: Path,
+    *more: str,
+    script: Path = TRAIN,
+    torchrun: tuple[str, ...] = ("--standalone", "--nproc_per_node=2"),
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
-            *("-m", "torch.distributed.run", "--standalone"),
-            "--nproc_per_node=2",
+            *("-m", "torch.distributed.run", *torchrun),
             str(script),
             str(ROOT / "hparams/pretraining/tiny.yaml"),
             f"--manifests={manifests}",
@@ -115,27 +123,65 @@ runpy.run_path({str(TRAIN)!r}, run_name="__main__")
 """
 
 
-def test_accumulation_layer_drop_and_validation_do_not_hang(
-    manifests, tmp_path
-):
+LOG = ("--log_every_updates=4",)
+
+
+@pytest.fixture(scope="module")
+def one_machine(
+    manifests: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the output of two processes of one machine."""
+    folder = tmp_path_factory.mktemp("one")
+    script = folder / "another_clock.py"
+    script.write_text(ANOTHER_CLOCK)
+    done = pretrain(manifests, folder / "out", *LOG, script=script)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "out"
+
+
+def test_accumulation_layer_drop_and_validation_do_not_hang(one_machine):
     """The stock recipe hangs here: collectives that one rank skips.
 
     Checkpoints by the clock, at updates 4 and 8, hang neither, though one rank
     alone finds that it is time.
     """
-    script = tmp_path / "another_clock.py"
-    script.write_text(ANOTHER_CLOCK)
-    done = pretrain(
-        manifests,
-        tmp_path / "out",
-        "--log_every_updates=4",
-        script=script,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    entries = [(e["stage"], e["update"]) for e in read_log(tmp_path / "out")]
+    entries = [(e["stage"], e["update"]) for e in read_log(one_machine)]
     assert entries == [
         *(("train", 4), ("train", 5), ("valid", 5)),
         *(("train", 8), ("train", 10), ("valid", 10)),
     ]
-    log = (tmp_path / "out" / "log.txt").read_text()
+    log = (one_machine / "log.txt").read_text()
     assert log.count("Saved a checkpoint") == 4
+
+
+def test_two_machines_end_as_one_with_as_many_processes(
+    manifests, one_machine, tmp_path
+):
+    """Two torchruns that meet over the network, here the loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torchrun = (
+        *("--nnodes=2", "--nproc_per_node=1", "--local_addr=127.0.0.1"),
+        *("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"),
+    )
+    with ThreadPoolExecutor() as pool:
+        machines = [
+            pool.submit(
+                pretrain, manifests, tmp_path / "out", *LOG, torchrun=torchrun
+            )
+            for _ in range(2)
+        ]
+    for machine in machines:
+        done = machine.result()
+        assert done.returncode == 0, done.stderr[-2000:]
+    weights, expected = (
+        load_file(output / "encoder" / "encoder.safetensors")
+        for output in (tmp_path / "out", one_machine)
+    )
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    losses, expected_losses = (
+        [(e["stage"], e["update"], e["loss"]) for e in read_log(output)]
+        for output in (tmp_path / "out", one_machine)
+    )
+    assert losses == expected_losses
