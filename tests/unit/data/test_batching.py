@@ -244,28 +244,6 @@ def batches_of(sampler, start, stop):
     return batches
 
 
-def test_other_processes_go_on_in_the_same_batches():
-    plan, (sampler,) = make_updates(world_size=1, accumulation=1, size=200)
-    plan.world_size = 8  # which began
-    straight = batches_of(sampler, 0, 2 * len(plan))
-    seen, update = [], 3
-    for world_size, accumulation in ((8, 1), (4, 1), (8, 1), (3, 2)):
-        batch, steps = len(seen), []
-        for rank in range(world_size):
-            sampler = UpdateBatchSampler(
-                plan,
-                rank=rank,
-                world_size=world_size,
-                accumulation=accumulation,
-            )
-            sampler.go_on(update, batch)
-            steps.append(batches_of(sampler, update, update + 2))
-        seen += chain(*zip(*steps, strict=True))
-        update += 2
-        assert sampler.first_batch(update) == len(seen)
-    assert seen == straight[: len(seen)]
-
-
 @pytest.mark.parametrize("cuts", [[7], [1, 2, 3], [0, 20]])
 def test_going_on_after_a_stop_is_going_straight_on(cuts):
     _, straight = make_updates()

@@ -1,15 +1,20 @@
 """An update of pre-training, without a run around it."""
 
 from functools import partial
+from itertools import chain, pairwise
 from math import prod
 from types import SimpleNamespace
+from typing import NamedTuple
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
+from summarymixing.data.batching import BatchPlan, UpdateBatchSampler
 from summarymixing.lobes.pretraining import Wav2Vec2Pretraining
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.summary_mixing import SummaryMixing
@@ -151,3 +156,100 @@ def test_operations_of_a_model_that_cannot_be_traced_are_not_told(
     brain._count_operations()
     assert brain.operations is None
     assert "operations cannot be counted" in caplog.text
+
+
+class Part(NamedTuple):
+    """A part of a run, and the hardware that it is made on."""
+
+    processes: int
+    accumulation: int
+    updates: int
+    workers: int = 0
+
+
+PARTS = (
+    Part(8, 1, 0),  # ended before its first update
+    Part(8, 1, 2),
+    Part(4, 2, 1, workers=1),
+    Part(4, 1, 1),
+    Part(8, 1, 1),
+    Part(3, 1, 3),
+    Part(3, 5, 1),
+    Part(16, 1, 1),
+    Part(1, 1, 2),
+)
+
+
+class Echo(torch.utils.data.Dataset):
+    """Items that are what they are asked by."""
+
+    def __getitem__(self, item):
+        return item
+
+
+def run_part(part, plan, folder):
+    """Go on from the checkpoint of the part before; return the batches."""
+    samplers = [
+        UpdateBatchSampler(
+            plan,
+            rank=rank,
+            world_size=part.processes,
+            accumulation=part.accumulation,
+        )
+        for rank in range(part.processes)
+    ]
+    brain = make_brain(folder, make_model(), checkpoints_to_keep=1)
+    brain.world_size = part.processes
+    brain.init_optimizers()
+    last = brain.checkpointer.recover_if_possible()
+    for sampler in samplers:  # each process resumes for itself
+        brain.data.sampler = sampler
+        if last is not None:
+            brain._compare_batches(last)
+            brain._go_on_in_batches(last.meta)
+        first = brain.optimizer_step
+        sampler.set_range(first, first + part.updates)
+    batches = [
+        DataLoader(
+            Echo(),
+            batch_sampler=sampler,
+            collate_fn=list,
+            num_workers=part.workers,
+            multiprocessing_context="fork" if part.workers else None,
+        )
+        for sampler in samplers
+    ]
+    brain.optimizer_step += part.updates
+    brain.save_checkpoint({})
+    return list(chain(*zip(*batches, strict=True)))
+
+
+@pytest.mark.parametrize("num_batches", [16, 31, 40, 43])
+def test_a_run_that_moves_takes_each_batch_once(num_batches, tmp_path, caplog):
+    """An epoch ends before, in, at the end of and behind an update."""
+    seconds = np.linspace(1, 2, 2 * num_batches)
+
+    def make_plan(processes):
+        return BatchPlan(seconds, seed=1, batch_size=2, world_size=processes)
+
+    plan = make_plan(PARTS[0].processes)
+    assert len(plan) == num_batches
+    taken, told, products = [], [], []
+    for part in PARTS:
+        caplog.clear()
+        # As it is loaded: made for the processes that are there now.
+        taken += run_part(part, make_plan(part.processes), tmp_path)
+        told.append(
+            "the batches differ from here on: batches_per" in caplog.text
+        )
+        products.append(part.processes * part.accumulation)
+    assert told == [False, *(a != b for a, b in pairwise(products))]
+    straight = UpdateBatchSampler(plan)
+    straight.set_range(0, len(taken))
+    assert taken == list(straight)
+    for epoch in range(len(taken) // num_batches):
+        first = epoch * num_batches
+        items = list(chain(*taken[first : first + num_batches]))
+        assert {item.epoch for item in items} == {epoch}
+        utterances = sorted(item.utterance for item in items)
+        assert utterances == list(range(len(seconds)))
