@@ -18,26 +18,24 @@ NAME.json.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from summarymixing.cost.manifests import PROCESSES, WORKERS, measure_manifest
 from summarymixing.data.audio import SAMPLE_RATE_HZ
-from summarymixing.data.batching import BatchPlan, start_worker
-from summarymixing.data.manifest import Manifest, Row, write_manifest
-from summarymixing.data.manifest_index import SUFFIX
+from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import exit_on_user_error
 from summarymixing.files import open_atomically, write_json
+from summarymixing.miniature.librilight_rows import make_rows
 from summarymixing.run.hparams_file import HparamsFile
 from summarymixing.training.pretraining_data import load_pretraining_data
 
@@ -48,10 +46,6 @@ SETTINGS = Path(__file__).parents[2] / "hparams" / "shared" / "pretraining.yaml"
 SPEEDS = {"our aim": 5000, "SpidR, H100": 2199, "the paper, A100": 732}
 
 RECORDINGS, RECORDING_S = 6, 600
-MIB = 2**20
-
-# A machine of eight GPUs, for which memory is added up.
-PROCESSES, WORKERS = 8, 8
 
 
 def write_recordings(
@@ -142,162 +136,6 @@ def _core_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def make_rows(count: int) -> Iterator[Row]:
-    """Yield rows as Libri-Light has them: 200 bytes, 100 to a recording."""
-    for number in range(count):
-        recording, part = divmod(number, 100)
-        name = (
-            f"large/{recording % 7000}/sea_fairies_{recording:07d}_librivox_"
-            f"64kb_mp3/{recording % 40:02d}_baum_sea_fairies_64kb"
-        )
-        start = 31.25 * part
-        middle = start + 6.5 + number % 17
-        segments = ((start, middle), (middle + 0.5, start + 30.04))
-        seconds = sum(b - a for a, b in segments)
-        path = f"/data/librilight/{name}.flac"
-        yield Row(f"{name}-{part:04d}", path, segments, seconds)
-
-
-class _Rows(Dataset[int]):
-    """Rows that are parsed; an item is the process that did it."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-
-    def __getitem__(self, index: int) -> int:
-        _ = self.manifest[index]
-        return os.getpid()
-
-
-def measure_rank(
-    path: Path, *, num_workers: int, num_touched: int
-) -> dict[str, Any]:
-    """Read a manifest as a training process does, and use it in workers.
-
-    Arguments
-    ---------
-    path : Path
-        The manifest.
-    num_workers : int
-        Worker processes of this process; at least 1.
-    num_touched : int
-        Rows that these parse, at random.
-
-    Returns
-    -------
-    dict
-        Seconds to read, to plan and to order an epoch, and MiB of memory of
-        its own (not shared, not a cached file) that this process takes for
-        them, and that a worker takes between its first rows and its last.
-    """
-    result: dict[str, Any] = {}
-
-    def measure(name: str, work: Callable[[], Any]) -> Any:
-        memory, start = private_mib(), time.perf_counter()
-        value = work()
-        result[f"{name}_s"] = time.perf_counter() - start
-        result[f"{name}_mib"] = private_mib() - memory
-        return value
-
-    manifest = measure("read", lambda: Manifest.read(path))
-    plan = measure(
-        "plan",
-        lambda: BatchPlan(manifest.durations, seed=0, max_batch_seconds=360),
-    )
-    result["batches"] = len(plan)
-    # Kept, since a run keeps its epoch too.
-    _order = measure("epoch", lambda: plan.batches(epoch=1))
-    touched = np.random.default_rng(0).integers(len(manifest), size=num_touched)
-    loader = DataLoader(
-        _Rows(manifest),
-        sampler=touched.tolist(),
-        batch_size=max(1, num_touched // 50),
-        num_workers=num_workers,
-        collate_fn=set,
-        worker_init_fn=start_worker,
-    )
-    memory_of: dict[int, list[float]] = {}
-    for pids in loader:
-        for pid in pids:
-            memory_of.setdefault(pid, []).append(private_mib(pid))
-    # A worker may have ended when its last rows are looked at.
-    seen = [[m for m in values if m > 0] for values in memory_of.values()]
-    result["worker_mib"] = max(values[-1] - values[0] for values in seen)
-    start = time.perf_counter()
-    for index in touched:
-        _ = manifest[index]
-    result["row_us"] = 1e6 * (time.perf_counter() - start) / num_touched
-    return result
-
-
-def private_mib(pid: int | str = "self") -> float:
-    """Return the memory that a process has for itself, in MiB; 0 if gone."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
-    except OSError:
-        return 0.0
-    fields = dict(line.split(":") for line in text.splitlines()[1:])
-    return float(fields["Private_Dirty"].split()[0]) / 1024
-
-
-def measure_manifest(
-    folder: Path, *, num_rows: int, ranks: int, workers: int, num_touched: int
-) -> dict[str, Any]:
-    """Measure a manifest of many rows: the first reading, and later ones.
-
-    Arguments
-    ---------
-    folder : Path
-        Takes the manifest.
-    num_rows : int
-        Its rows.
-    ranks, workers : int
-        Training processes that read it at once, and workers of each.
-    num_touched : int
-        Rows that the workers of a process parse.
-
-    Returns
-    -------
-    dict
-        cold: what `measure_rank` gives for a process that comes first; warm:
-        the same for each of `ranks`, that come later and all at once.
-    """
-    path = write_manifest(folder / "rows.csv", make_rows(num_rows))
-
-    def measure_at_once(number: int) -> list[dict[str, Any]]:
-        context = multiprocessing.get_context("fork")
-        ends = []
-        for _ in range(number):
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(
-                target=lambda end=there: end.send(
-                    measure_rank(
-                        path, num_workers=workers, num_touched=num_touched
-                    )
-                )
-            )
-            process.start()
-            there.close()  # so that a process that fails is noticed
-            ends.append(here)
-        return [end.recv() for end in ends]
-
-    (cold,) = measure_at_once(1)
-    warm = measure_at_once(ranks)
-    index = path.with_name(path.name + SUFFIX)
-    index_mib = index.stat().st_size / MIB if index.exists() else 0.0
-    own = max(r["read_mib"] + r["plan_mib"] + r["epoch_mib"] for r in warm)
-    worker_mib = max(r["worker_mib"] for r in warm)
-    return {
-        "rows": num_rows,
-        "text_mib": path.stat().st_size / MIB,
-        "index_mib": index_mib,
-        "cold": cold,
-        "warm": warm,
-        "workers": workers,
-        "machine_mib": index_mib + PROCESSES * (own + WORKERS * worker_mib),
-    }
-
-
 def report(data: dict[str, Any]) -> str:
     """Return the measurements as Markdown."""
     loader, manifest = data["loader"], data["manifest"]
@@ -367,8 +205,7 @@ def measure(options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = measure_manifest(
-            folder,
-            num_rows=options.rows,
+            write_manifest(folder / "rows.csv", make_rows(options.rows)),
             ranks=options.ranks,
             workers=options.rank_workers,
             num_touched=options.touched,
