@@ -1,6 +1,7 @@
 # make demo [AUDIO=folder]   the whole story on a laptop: prepare, pre-train, probe, report
 # make test                  all tests; make lint: style, types, spelling
-# Both set up .venv themselves, once.
+# make soak [AUDIO=folder]   an hour of kills, broken audio and failing processes, with a report
+# Each sets up .venv itself, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +11,19 @@ AUDIO ?=
 TEST_PROCESSES ?= 2
 # For example --threads=2; the environment may say ATEN_CPU_CAPABILITY=default or avx2.
 TEST_OPTIONS ?=
+SOAK_FOLDER ?= results/soak-$(shell date +%Y%m%d-%H%M%S)
+# For example --kills=20 --save_kills=10 --minutes=15
+SOAK_OPTIONS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 demo: $(VENV)/.installed-demo
 	$(BIN)/python recipes/demo.py $(DEMO_FOLDER) $(if $(AUDIO),--audio="$(AUDIO)")
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(TEST_OPTIONS)
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.soak $(SOAK_FOLDER) $(if $(AUDIO),--audio="$(AUDIO)") $(SOAK_OPTIONS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
