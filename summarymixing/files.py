@@ -132,6 +132,13 @@ def write_json(path: Path, content: Any) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
+def write_report(name: Path, data: Any, text: str) -> None:
+    """Write what was measured: NAME.json for programs, NAME.md for people."""
+    write_json(name.with_suffix(".json"), data)
+    with open_atomically(name.with_suffix(".md")) as file:
+        file.write(text)
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the list of names of a folder, is on the disk.
 

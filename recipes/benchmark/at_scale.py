@@ -47,7 +47,7 @@ from summarymixing.data.batching import (
 )
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.errors import exit_on_user_error
-from summarymixing.files import open_atomically, sha256_of, write_json
+from summarymixing.files import sha256_of, write_report
 from summarymixing.lobes.features import SAMPLE_RATE_HZ
 from summarymixing.miniature.librilight_rows import make_rows
 from summarymixing.nnet.span_mask import MASK_SCHEMES
@@ -86,9 +86,7 @@ def main() -> None:
     text = report(data)
     print(text)
     if options.output is not None:
-        write_json(options.output.with_suffix(".json"), data)
-        with open_atomically(options.output.with_suffix(".md")) as file:
-            file.write(text)
+        write_report(options.output, data, text)
 
 
 def measure(options: Any, folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from summarymixing.cost.manifests import PROCESSES, WORKERS, measure_manifest
 from summarymixing.data.audio import SAMPLE_RATE_HZ
 from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import exit_on_user_error
-from summarymixing.files import open_atomically, write_json
+from summarymixing.files import write_report
 from summarymixing.miniature.librilight_rows import make_rows
 from summarymixing.run.hparams_file import HparamsFile
 from summarymixing.training.pretraining_data import load_pretraining_data
@@ -258,9 +258,7 @@ def main() -> None:
     text = report(data)
     print(text)
     if options.output is not None:
-        write_json(options.output.with_suffix(".json"), data)
-        with open_atomically(options.output.with_suffix(".md")) as file:
-            file.write(text)
+        write_report(options.output, data, text)
 
 
 def _workers_of(entry: dict[str, float]) -> float:

@@ -30,7 +30,7 @@ from typing import Any
 
 from summarymixing.data.prepare import CORPORA
 from summarymixing.errors import UserError, exit_on_user_error
-from summarymixing.files import write_json
+from summarymixing.files import write_report
 from summarymixing.miniature import build_librilight
 from tests.soak.bad_audio import break_audio
 from tests.soak.kills import ROOT, SMALL, soak
@@ -179,8 +179,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def write() -> None:
         report["minutes"] = (time.monotonic() - start) / 60
-        write_json(folder / "report.json", report)
-        (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+        write_report(folder / "report", report, as_markdown(report))
 
     passed = []
     number_of = {"two processes": options.kills, "saving": options.save_kills}
