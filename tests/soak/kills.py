@@ -43,7 +43,9 @@ SMALL = {
     "layer_drop": 0.2,
 }
 # What a log tells of the clock or of the machine. All else must be repeated.
-CLOCK = re.compile(r"seconds|hours_per_hour|gpu_hours|peak|tflops|waited")
+CLOCK = re.compile(
+    r"seconds|minutes|hours_per_hour|gpu_hours|peak|tflops|waited"
+)
 LOGGED_UPDATE = re.compile(r"train, update (\d+)")
 HALF_WRITTEN = (STAGING_NAME, TRASH_NAME, ".trial", ".exporting")
 # Of torchrun and of Python's workers; and settings torn by a kill.
