@@ -141,9 +141,20 @@ class ConformerEncoderLayer(nn.Module):
         """Map x (B, T, D) to (B, T, D); True in padding_mask is padding."""
         # Backward needs the last part first, so the others wait for their turn.
         part = partial(recomputed, shortest_sum=self.shortest_sum)
-        x = torch.add(x, part(self.feed_forward_in, x), alpha=0.5)
+        x = self.begin(x)
         x = x + part(self._mix, x, padding_mask)
         x = x + part(self.convolution, x, padding_mask)
+        return self.finish(x)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Run what is before the mixer, frame by frame: (B, T, D)."""
+        half = recomputed(
+            self.feed_forward_in, x, shortest_sum=self.shortest_sum
+        )
+        return torch.add(x, half, alpha=0.5)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Run what is behind the convolution, frame by frame: (B, T, D)."""
         return self.norm(torch.add(x, self.feed_forward_out(x), alpha=0.5))
 
     def _mix(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -5,11 +5,13 @@ Letters: B utterances, S samples, F mel frames (10 ms), T frames (20 ms).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from speechbrain.processing.features import Filterbank
 from torch import Tensor, nn
 
 from summarymixing.data.audio import SAMPLE_RATE_HZ
@@ -24,6 +26,8 @@ WINDOW_SAMPLES = 400  # 25 ms
 FRAMES_PER_SECOND = 50
 MIN_ENERGY = 1e-10
 DYNAMIC_RANGE_DB = 80.0
+# Silence has no variance; this keeps it at zero.
+VARIANCE_EPSILON = 1e-5
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -43,18 +47,45 @@ def num_frames(num_samples: Count) -> Count:
 
 
 def to_decibels(energies: Tensor) -> Tensor:
-    """Logarithm of mel energies (B, F, mels), at most 80 dB below the loudest.
+    """Logarithm of mel energies (B, F, mels)."""
+    return 10 * energies.clamp(min=MIN_ENERGY).log10()
+
+
+def with_floor(decibels: Tensor) -> Tensor:
+    """Raise decibels (B, F, mels) to at most 80 below the loudest.
 
     The values are SpeechBrain's, but padded frames cannot raise the floor.
 
     Example
     -------
-    >>> to_decibels(torch.tensor([[[1.0], [0.1], [0.0]]])).flatten()
+    >>> energies = torch.tensor([[[1.0], [0.1], [0.0]]])
+    >>> with_floor(to_decibels(energies)).flatten()
     tensor([  0., -10., -80.])
     """
-    decibels = 10 * energies.clamp(min=MIN_ENERGY).log10()
     loudest = decibels.amax(dim=(1, 2), keepdim=True)
     return decibels.maximum(loudest - DYNAMIC_RANGE_DB)
+
+
+def mel_filters(num_mels: int) -> Tensor:
+    """Triangular filters over the bins of the spectrum: (201, num_mels).
+
+    Bit for bit those of SpeechBrain's `Filterbank`, which makes its matrix
+    anew, and copies it to the device, in every forward; and to import it
+    takes longer than to encode a minute of audio. As there, both sides of a
+    triangle are as wide as its left one.
+
+    Example
+    -------
+    >>> mel_filters(40).shape
+    torch.Size([201, 40])
+    """
+    nyquist = SAMPLE_RATE_HZ // 2
+    highest_mel = 2595 * math.log10(1 + nyquist / 700)
+    hz = 700 * (10 ** (torch.linspace(0, highest_mel, num_mels + 2) / 2595) - 1)
+    centre, width = hz[1:-1, None], (hz[1:] - hz[:-1])[:-1, None]
+    bins = torch.linspace(0, nyquist, WINDOW_SAMPLES // 2 + 1)
+    slope = (bins - centre) / width  # (num_mels, 201)
+    return torch.minimum(slope + 1, 1 - slope).clamp(min=0).T
 
 
 class ConvolutionBlock(nn.Module):
@@ -111,18 +142,8 @@ class MelFilterbank(nn.Module):
 
     def __init__(self, num_mels: int = 80) -> None:
         super().__init__()
-        # SpeechBrain makes the matrix anew, and copies it and its window to
-        # the device, in every forward: a GPU would stop for that.
-        bins = torch.eye(WINDOW_SAMPLES // 2 + 1)[None]
-        stock = Filterbank(
-            num_mels,
-            log_mel=False,  # `to_decibels`: its floor must not see padding
-            f_max=SAMPLE_RATE_HZ // 2,
-            n_fft=WINDOW_SAMPLES,
-            sample_rate=SAMPLE_RATE_HZ,
-        )
         self._keep("window", torch.hamming_window(WINDOW_SAMPLES))
-        self._keep("mel_matrix", stock(bins)[0])  # (201, num_mels)
+        self._keep("mel_matrix", mel_filters(num_mels).contiguous())
 
     def _keep(self, name: str, constant: Tensor) -> None:
         """Keep a constant that follows the device, but not `to(dtype)`.
@@ -132,13 +153,18 @@ class MelFilterbank(nn.Module):
         """
         self.register_buffer(name, constant.view(torch.int32), persistent=False)
 
-    def _energies(self, wavs: Tensor) -> Tensor:
-        """Mel energies (B, F, num_mels) of wavs (B, S), as SpeechBrain's."""
+    def _energies(self, wavs: Tensor, centred: bool = True) -> Tensor:
+        """Mel energies (B, F, num_mels) of wavs (B, S), as SpeechBrain's.
+
+        Frames are centred on the samples 0, 160, ..., with zeros around the
+        utterance; or else the first one begins with the first sample.
+        """
         spectrum = torch.stft(
             wavs,
             WINDOW_SAMPLES,
             HOP_SAMPLES,
             window=self.window.view(torch.float32),
+            center=centred,
             pad_mode="constant",
             return_complex=True,
         )  # (B, 201, F)
@@ -173,7 +199,34 @@ class MelFilterbank(nn.Module):
                 num_samples // HOP_SAMPLES + 1, energies.shape[1]
             )
             mels = to_decibels(zero_padding(energies, padding_mask))
-        return mels, padding_mask
+        return with_floor(mels), padding_mask
+
+    @torch.no_grad()
+    def stream_decibels(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Compute the decibels of one utterance that comes in blocks.
+
+        Arguments
+        ---------
+        blocks : iterable of Tensors, (S_i,)
+            Audio of 16 kHz, on the device of the filterbank.
+
+        Yields
+        ------
+        Tensor, float32, (1, F_i, num_mels)
+            Joined and raised to their common floor they are what `decibels`
+            returns for the utterance as a whole.
+        """
+        device = self.window.device
+        around = torch.zeros(WINDOW_SAMPLES // 2, device=device)
+        rest = around
+        for block in chain(blocks, [around]):
+            rest = torch.cat([rest, block.float()])
+            count = (len(rest) - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+            if count > 0:
+                with torch.autocast(device.type, enabled=False):
+                    energies = self._energies(rest[None], centred=False)
+                    yield to_decibels(energies)
+                rest = rest[count * HOP_SAMPLES :]
 
     @torch.no_grad()
     def mel_features(self, wavs: Tensor, num_samples: Tensor) -> Tensor:
@@ -186,8 +239,7 @@ class MelFilterbank(nn.Module):
         with torch.autocast(wavs.device.type, enabled=False):
             mels = mels - masked_mean(mels, padding_mask).unsqueeze(1)
             variance = masked_mean(mels.square(), padding_mask).unsqueeze(1)
-            # Silence has no variance; 1e-5 keeps it at zero.
-            mels = mels * (variance + 1e-5).rsqrt()
+            mels = mels * (variance + VARIANCE_EPSILON).rsqrt()
             return zero_padding(mels, padding_mask)
 
 
@@ -233,11 +285,15 @@ class FbankFrontEnd(MelFilterbank):
         Tensor, bool, (B, T)
             True on padding.
         """
-        x = self.mel_features(wavs, num_samples).to(self.norm.weight.dtype)
-        x = self.convolutions[0](x)
+        mels = self.mel_features(wavs, num_samples)
         padding_mask = padding_mask_from_lengths(
-            num_frames(num_samples), x.shape[1]
+            num_frames(num_samples), (mels.shape[1] + 1) // 2
         )
+        return self.convolve(mels, padding_mask), padding_mask
+
+    def convolve(self, mels: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Map normalised mels (B, F, num_mels) to latents (B, T, channels)."""
+        x = self.convolutions[0](mels.to(self.norm.weight.dtype))
         x = zero_padding(x, padding_mask)
         x = self.norm(self.convolutions[1](x))
-        return zero_padding(x, padding_mask), padding_mask
+        return zero_padding(x, padding_mask)

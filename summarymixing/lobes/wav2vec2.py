@@ -36,9 +36,15 @@ class Wav2Vec2Output(NamedTuple):
 
 
 def sine_positions(
-    num_frames: int, d_model: int, device: torch.device | str = "cpu"
+    num_frames: int,
+    d_model: int,
+    device: torch.device | str = "cpu",
+    *,
+    first: int = 0,
 ) -> Tensor:
     """Absolute sine positions of Vaswani et al. (2017): (num_frames, D).
+
+    `first` is the number of the first frame.
 
     Example
     -------
@@ -46,7 +52,8 @@ def sine_positions(
     tensor([0., 1., 0., 1.])
     """
     arange = partial(torch.arange, dtype=torch.float32, device=device)
-    frame, channel = arange(num_frames).unsqueeze(1), arange(0, d_model, 2)
+    frame = arange(first, first + num_frames).unsqueeze(1)
+    channel = arange(0, d_model, 2)
     angle = frame * torch.exp(channel * (-math.log(10_000.0) / d_model))
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
     return table[:, :d_model]

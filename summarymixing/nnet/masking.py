@@ -82,6 +82,12 @@ def zero_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     return x.masked_fill(padding_mask.view(*padding_mask.shape, *trailing), 0)
 
 
+def masked_sum(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Add up the valid frames of each utterance, see `masked_mean`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return zero_padding(x, padding_mask).sum(dim=1, dtype=dtype)
+
+
 def masked_mean(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Average the valid frames of each utterance, in float32.
 
@@ -106,9 +112,8 @@ def masked_mean(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     >>> masked_mean(x, torch.tensor([[False, False, True]]))
     tensor([[2.]])
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
     if padding_mask is None:
-        return x.mean(dim=1, dtype=dtype)
-    total = zero_padding(x, padding_mask).sum(dim=1, dtype=dtype)
+        return x.mean(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = masked_sum(x, padding_mask)
     valid = (~padding_mask).sum(dim=1).clamp(min=1)
     return total / valid.view(-1, *(1,) * (total.dim() - 1))

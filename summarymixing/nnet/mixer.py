@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -40,6 +40,53 @@ class Mixer(Protocol):
             Frames; padding may hold anything, NaN included.
         padding_mask : Tensor, bool, (B, T), or None
             True on padding; None if there is none.
+
+        Returns
+        -------
+        Tensor, (B, T, D)
+            Mixed frames, zero on padding.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockwiseMixer(Mixer, Protocol):
+    """A mixer that sees an utterance as a whole through one mean alone.
+
+    Its utterances can then be mixed in blocks, in two passes: the first adds
+    up what `summarise` returns for each block, the second gives `combine` the
+    sum divided by the number of frames. So hours of audio are encoded in the
+    memory of one block, and exactly:
+
+        mixer(x, None) == mixer.combine(x, mixer.summarise(x, None) / T, None)
+    """
+
+    def summarise(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Add up what the summary is the mean of.
+
+        Arguments
+        ---------
+        x, padding_mask
+            As of `Mixer`; the frames may be any part of an utterance.
+
+        Returns
+        -------
+        Tensor, at least float32, (B, K)
+            Sums over the valid frames; those of blocks can be added.
+        """
+        ...
+
+    def combine(
+        self, x: Tensor, summary: Tensor, padding_mask: Tensor | None
+    ) -> Tensor:
+        """Mix frames, given the summary of their whole utterance.
+
+        Arguments
+        ---------
+        x, padding_mask
+            As of `Mixer`; the frames may be any part of an utterance.
+        summary : Tensor, (B, K)
+            The mean over all valid frames of the utterance.
 
         Returns
         -------

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from summarymixing.nnet.layers import Dropout, Linear
-from summarymixing.nnet.masking import masked_mean, zero_padding
+from summarymixing.nnet.masking import masked_mean, masked_sum, zero_padding
 
 
 def head_width(d_model: int, num_heads: int) -> int:
@@ -53,15 +53,18 @@ class HeadwiseLinear(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(num_heads, 1, d_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, H, d_in) to (B, T, H, d_out).
+    def forward(self, x: Tensor, outputs: slice | None = None) -> Tensor:
+        """Map x (B, T, H, d_in) to (B, T, H, d_out), or to some outputs of it.
 
         The memory of the result is (H, B, T, d_out), which the next product
         and all that works on single values take as it is.
         """
         batch, length, num_heads, d_in = x.shape
         by_head = x.permute(2, 0, 1, 3).reshape(num_heads, -1, d_in)
-        out = torch.baddbmm(self.bias, by_head, self.weight)
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight, bias = weight[..., outputs], bias[..., outputs]
+        out = torch.baddbmm(bias, by_head, weight)
         return out.view(num_heads, batch, length, -1).permute(1, 2, 0, 3)
 
 
@@ -127,25 +130,50 @@ class SummaryMixing(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Mix the frames x (B, T, D) of each utterance, see `Mixer`."""
         # NaN in padding would reach the gradient of the weights as 0 x NaN.
+        hidden = self._hidden(zero_padding(x, padding_mask))
+        widths = [self.width, hidden.shape[-1] - self.width]
+        of_summary, of_local = hidden.split(widths, dim=-1)
+        frames = self._summarised(of_summary)
+        summary = masked_mean(frames, padding_mask).flatten(1)
+        return self._mix(of_local, summary, padding_mask)
+
+    def summarise(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Add up s(x_t), (B, T, D) -> (B, D), see `BlockwiseMixer`."""
         x = zero_padding(x, padding_mask)
+        frames = self._summarised(self._hidden(x, slice(self.width)))
+        return masked_sum(frames, padding_mask).flatten(1)
+
+    def combine(
+        self, x: Tensor, summary: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mix x (B, T, D) with a summary (B, D), see `BlockwiseMixer`."""
+        x = zero_padding(x, padding_mask)
+        hidden = self._hidden(x, slice(self.width, None))
+        return self._mix(hidden, summary, padding_mask)
+
+    def _hidden(self, x: Tensor, outputs: slice | None = None) -> Tensor:
+        """First layers of s and f, or of one: (B, T, H, branches * width)."""
         by_head = x.unflatten(-1, (self.num_heads, self.width))
-        # (B, T, H, branches * width)
-        hidden = self.dropout(F.gelu(self.hidden(by_head)))
+        return self.dropout(F.gelu(self.hidden(by_head, outputs)))
+
+    def _summarised(self, hidden: Tensor) -> Tensor:
+        """Second layer of s: s(x_t), (B, T, H, width)."""
+        return F.gelu(self.summary_out(hidden))
+
+    def _mix(
+        self, hidden: Tensor, summary: Tensor, padding_mask: Tensor | None
+    ) -> Tensor:
+        """Second layer of f, and c: (B, T, D), zero on padding.
+
+        hidden is (B, T, H, width), or (B, T, H, 0) in mode "lite"; summary is
+        (B, D), of any type.
+        """
+        summary = summary.to(hidden.dtype)
         if self.mode == "lite":
-            summary = self._summarise(hidden, padding_mask)
-            mixed = summary.unsqueeze(1).expand(x.shape)
+            mixed = summary.unsqueeze(1).expand(-1, hidden.shape[1], -1)
         else:
-            of_summary, of_local = hidden.chunk(2, dim=-1)
-            summary = self._summarise(of_summary, padding_mask)
-            mixed = self._combine(F.gelu(self.local_out(of_local)), summary)
+            # c([f, summary]) without the concatenation.
+            local = F.gelu(self.local_out(hidden)).flatten(2)
+            shift = self.combine_summary(summary).unsqueeze(1)  # (B, 1, D)
+            mixed = F.gelu(self.combine_local(local) + shift)
         return zero_padding(mixed, padding_mask)
-
-    def _summarise(self, hidden: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Average s(x_t): (B, T, H, width) -> (B, D), in the type of frames."""
-        frames = F.gelu(self.summary_out(hidden))
-        return masked_mean(frames, padding_mask).to(frames.dtype).flatten(1)
-
-    def _combine(self, local: Tensor, summary: Tensor) -> Tensor:
-        """Compute c([f, summary]) without the concatenation: (B, T, D)."""
-        shift = self.combine_summary(summary).unsqueeze(1)  # (B, 1, D)
-        return F.gelu(self.combine_local(local.flatten(2)) + shift)
