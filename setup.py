@@ -46,6 +46,9 @@ setup(
     packages=find_packages(include=["summarymixing", "summarymixing.*"]),
     package_data={"summarymixing": ["py.typed"]},
     install_requires=INSTALL,
+    entry_points={
+        "console_scripts": ["summarymixing = summarymixing.cli:main"]
+    },
     extras_require={
         "demo": DEMO,
         "huggingface": HUGGINGFACE,

@@ -9,6 +9,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 USER_ERROR_STATUS = 2  # the status that argparse uses for a wrong command
+DATA_ERROR_STATUS = 65  # EX_DATAERR: done, but for input that is damaged
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells report it
 

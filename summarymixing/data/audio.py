@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchaudio.transforms import Resample
 
 from summarymixing.data.manifest import Row
 from summarymixing.errors import UserError
+
+if TYPE_CHECKING:
+    from torchaudio.transforms import Resample
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -92,24 +97,48 @@ def read_audio(row: Row) -> Tensor:
     >>> wav.shape
     torch.Size([8000])
     """
-    try:
-        with soundfile.SoundFile(row.path) as file:
-            info = _check_header(file, row.path)
-            samples = _read_segments(file, row)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(row.path, error) from error
-    if not np.isfinite(samples).all():
-        raise AudioError(
-            f"{row.path} (id {row.id}) contains NaN or infinite samples. "
-            "Make the file again from its source, or remove it from the "
-            "corpus, and prepare the corpus again.",
-            reason="NaN or infinite samples",
-        )
-    wav = torch.from_numpy(samples)
+    with _open(row.path) as (file, info):
+        parts = list(_read_segments(file, row))
+    wav = parts[0] if len(parts) == 1 else torch.cat(parts)
     if info.sample_rate_hz == SAMPLE_RATE_HZ:
         return wav
     resampled: Tensor = _resampler(info.sample_rate_hz)(wav)
     return resampled
+
+
+class AudioBlocks:
+    """The audio of a row, block by block, for recordings of any length.
+
+    Joined, the blocks are what `read_audio` returns, to rounding where the
+    rate is another one. Every iteration reads the file again, and raises what
+    `read_audio` raises.
+
+    Arguments
+    ---------
+    row : Row
+        An item of a manifest.
+    seconds : float
+        Length of a block, about.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmp_path") / "a.wav")
+    >>> soundfile.write(path, np.zeros(16_000), samplerate=16_000)
+    >>> [len(block) for block in AudioBlocks(Row("a", path, (), 1.0), 0.4)]
+    [6400, 6400, 3200]
+    """
+
+    def __init__(self, row: Row, seconds: float = 30.0) -> None:
+        self.row, self.seconds = row, seconds
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Iterate over tensors, float32, (S_i,), mono, 16 kHz."""
+        with _open(self.row.path) as (file, info):
+            size = max(1, round(self.seconds * info.sample_rate_hz))
+            blocks = _read_segments(file, self.row, size)
+            if info.sample_rate_hz != SAMPLE_RATE_HZ:
+                blocks = _resample(blocks, _resampler(info.sample_rate_hz))
+            yield from blocks
 
 
 def audio_info(path: Path) -> AudioInfo:
@@ -125,11 +154,18 @@ def audio_info(path: Path) -> AudioInfo:
     AudioInfo
         Duration, rate and channels.
     """
+    with _open(str(path)) as (_, info):
+        return info
+
+
+@contextmanager
+def _open(path: str) -> Iterator[tuple[soundfile.SoundFile, AudioInfo]]:
+    """Open a file; whatever goes wrong with it becomes an AudioError."""
     try:
         with soundfile.SoundFile(path) as file:
-            return _check_header(file, str(path))
+            yield file, _check_header(file, path)
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(str(path), error) from error
+        raise _unreadable(path, error) from error
 
 
 def _check_header(file: soundfile.SoundFile, path: str) -> AudioInfo:
@@ -154,16 +190,21 @@ def _check_header(file: soundfile.SoundFile, path: str) -> AudioInfo:
     )
 
 
-def _read_segments(file: soundfile.SoundFile, row: Row) -> NDArray[np.float32]:
-    """Return the mono samples of all segments at the rate of the file."""
+def _read_segments(
+    file: soundfile.SoundFile, row: Row, size: int = MAX_FRAMES
+) -> Iterator[Tensor]:
+    """Yield the mono samples of all segments at the rate of the file.
+
+    Each segment is one tensor, (S_i,), or several of `size` samples.
+    """
     # A whole file must be as long as its row says: libsndfile reads a
     # truncated wav without complaint, as a shorter one.
     segments = row.segments or ((0.0, row.duration),)
     frames_of = [_to_frames(file, row, *segment) for segment in segments]
     if not row.segments:
         frames_of = [(0, file.frames)]
-    parts = [_read_frames(file, row, *frames) for frames in frames_of]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    for start, stop in frames_of:
+        yield from _read_frames(file, row, start, stop, size)
 
 
 def _to_frames(
@@ -184,20 +225,39 @@ def _to_frames(
 
 
 def _read_frames(
-    file: soundfile.SoundFile, row: Row, start: int, stop: int
-) -> NDArray[np.float32]:
-    """Return the mono samples of one stretch."""
+    file: soundfile.SoundFile, row: Row, start: int, stop: int, size: int
+) -> Iterator[Tensor]:
+    """Yield the mono samples of one stretch, `size` at a time."""
     if start > 0 or file.tell() > 0:
         file.seek(start)
-    frames = file.read(stop - start, dtype="float32", always_2d=True)
+    end = start  # of what was read
+    while end < stop:
+        frames = file.read(
+            min(size, stop - end), dtype="float32", always_2d=True
+        )
+        if not len(frames):
+            break
+        end += len(frames)
+        yield torch.from_numpy(_to_mono(frames, row))
     # The header of an mp3 may be an estimate, so allow for the tolerance.
-    missing_s = (stop - start - len(frames)) / file.samplerate
-    if missing_s > END_TOLERANCE_S or not len(frames):
+    missing_s = (stop - end) / file.samplerate
+    if missing_s > END_TOLERANCE_S or end == start:
         raise AudioError(
-            f"{row.path} (id {row.id}) ends at frame {start + len(frames)} of "
+            f"{row.path} (id {row.id}) ends at frame {end} of "
             f"{stop}: it is truncated. Copy it again from its source, or "
             "remove it from the corpus, and prepare the corpus again.",
             reason="truncated",
+        )
+
+
+def _to_mono(frames: NDArray[np.float32], row: Row) -> NDArray[np.float32]:
+    """Average the channels of finite samples: (S, channels) -> (S,)."""
+    if not np.isfinite(frames).all():
+        raise AudioError(
+            f"{row.path} (id {row.id}) contains NaN or infinite samples. "
+            "Make the file again from its source, or remove it from the "
+            "corpus, and prepare the corpus again.",
+            reason="NaN or infinite samples",
         )
     if frames.shape[1] == 1:
         return frames[:, 0]
@@ -205,9 +265,41 @@ def _read_frames(
     return np.ascontiguousarray(frames.T).mean(axis=0, dtype=np.float32)
 
 
+def _resample(
+    blocks: Iterable[Tensor], resampler: Resample
+) -> Iterator[Tensor]:
+    """Resample audio that comes in blocks, as if it came as a whole.
+
+    A group of samples in, `old`, becomes one of `new` samples out; it sees
+    `reach` groups before and behind it, which is kept of earlier blocks and
+    waited for.
+    """
+    old = resampler.orig_freq // resampler.gcd
+    new = resampler.new_freq // resampler.gcd
+    if old == new:  # rates as near as 15,999 and 16,000 Hz
+        yield from blocks
+        return
+    reach = resampler.width // old + 2
+    rest, before = torch.zeros(0), 0  # groups of `rest` that are done
+    for block in blocks:
+        rest = torch.cat([rest, block])
+        ready = len(rest) // old - reach
+        if ready > before:
+            out = resampler(rest[: (ready + reach) * old])
+            yield out[before * new : ready * new]
+            drop = max(ready - reach, 0)
+            rest, before = rest[drop * old :], ready - drop
+    out = resampler(rest)[before * new :]
+    if len(out):
+        yield out
+
+
 @lru_cache(maxsize=16)
 def _resampler(sample_rate_hz: int) -> Resample:
     """Build a resampler; the kernel costs more than its use on one row."""
+    # Here: audio of 16 kHz needs no torchaudio.
+    from torchaudio.transforms import Resample
+
     ratio = Fraction(sample_rate_hz, SAMPLE_RATE_HZ).limit_denominator(
         MAX_RESAMPLING_PHASES
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from summarymixing.errors import UserError
 from summarymixing.lobes.features import MelFilterbank, num_frames
 from summarymixing.lobes.huggingface import HuggingFaceEncoder, is_huggingface
+from summarymixing.lobes.long_audio import LongAudioEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder, Wav2Vec2Output
 from summarymixing.nnet.masking import (
     absolute_lengths,
@@ -23,6 +24,7 @@ from summarymixing.nnet.masking import (
     padding_mask_from_lengths,
     zero_padding,
 )
+from summarymixing.nnet.mixer import MixerFactory
 from summarymixing.nnet.randomness import derive_seed
 
 # All have d_model, num_layers and (wavs, wav_lens) -> Wav2Vec2Output.
@@ -38,7 +40,7 @@ LOG_MEL = "log_mel"  # what users type
 UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
 
 
-class LogMelEncoder(MelFilterbank):
+class LogMelEncoder(MelFilterbank, LongAudioEncoder):
     """Pairs of filterbank frames in place of an encoder.
 
     It shows what a probe reaches without pre-training, from one hidden state.
@@ -120,11 +122,15 @@ class FrozenEncoder(nn.Module):
         self.inner.train(mode and self.train_mode)
         return self
 
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Return the context that computes in `precision`."""
+        reduced = self.dtype != torch.float32
+        return torch.autocast(device_type, self.dtype, enabled=reduced)
+
     @torch.no_grad()
     def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         """Encode wavs (B, S), wav_lens (B,) to states that are 0 on padding."""
-        reduced = self.dtype != torch.float32
-        with torch.autocast(wavs.device.type, self.dtype, enabled=reduced):
+        with self.autocast(wavs.device.type):
             out = self.inner(wavs, wav_lens)
         for state in out.hidden_states:
             state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
@@ -146,16 +152,7 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
     UserError
         If the folder holds no encoder.
     """
-    source = str(hparams["encoder"])
-    encoder: Encoder
-    if source == LOG_MEL:
-        encoder = LogMelEncoder()
-    elif is_huggingface(source):
-        encoder = HuggingFaceEncoder(source)
-    else:
-        encoder = Wav2Vec2Encoder.from_pretrained(
-            source, mixer=hparams["mixer"]
-        )
+    encoder = open_encoder(str(hparams["encoder"]), mixer=hparams["mixer"])
     if hparams["random_encoder"]:
         encoder = random_twin(encoder, hparams["seed"])
     return FrozenEncoder(
@@ -163,6 +160,27 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
         precision=hparams["precision"],
         train_mode=hparams["encoder_train_mode"],
     )
+
+
+def open_encoder(source: str, *, mixer: MixerFactory | None = None) -> Encoder:
+    """Load an encoder of any kind, in eval mode.
+
+    Arguments
+    ---------
+    source : str
+        A folder of this project, a folder or name for HuggingFace, or
+        log_mel. UserError if it holds no encoder.
+    mixer : callable, optional
+        As in `Wav2Vec2Encoder.from_pretrained`.
+    """
+    encoder: Encoder
+    if source == LOG_MEL:
+        encoder = LogMelEncoder()
+    elif is_huggingface(source):
+        encoder = HuggingFaceEncoder(source)
+    else:
+        encoder = Wav2Vec2Encoder.from_pretrained(source, mixer=mixer)
+    return encoder.eval()
 
 
 def random_twin(encoder: Encoder, seed: int) -> Encoder:

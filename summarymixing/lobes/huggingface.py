@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from summarymixing.errors import UserError
+from summarymixing.lobes.long_audio import LongAudioEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Output
 from summarymixing.nnet.masking import (
     absolute_lengths,
@@ -23,7 +24,7 @@ from summarymixing.nnet.masking import (
 VARIANCE_EPSILON = 1e-7  # as in HuggingFace's feature extractor
 
 
-class HuggingFaceEncoder(nn.Module):
+class HuggingFaceEncoder(LongAudioEncoder):
     """SpeechBrain's wrapper of a HuggingFace model, with correct padding.
 
     SpeechBrain normalises a whole batch at once, padding included; here each
@@ -93,6 +94,11 @@ class HuggingFaceEncoder(nn.Module):
             num_frames.clamp(min=1), states[0].shape[1]
         )
         return Wav2Vec2Output(states, padding_mask)
+
+    def count_frames(self, num_samples: int) -> int:
+        """Return how many frames so many samples at 16 kHz become."""
+        frames = self.model._get_feat_extract_output_lengths(num_samples)
+        return max(int(frames), 1)
 
 
 def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,22 @@ from summarymixing.lobes.features import (
     SAMPLE_RATE_HZ,
     FbankFrontEnd,
 )
+from summarymixing.lobes.long_audio import (
+    LongAudioEncoder,
+    StateBlock,
+    Workspace,
+    bytes_per_frame,
+    exact_blocks,
+    is_blockwise,
+)
 from summarymixing.nnet.masking import absolute_lengths
 from summarymixing.nnet.mixer import MixerFactory, describe_mixer
 from summarymixing.nnet.recompute import recomputed
 from summarymixing.nnet.summary_mixing import SummaryMixing
 from summarymixing.pretrained import load_encoder, rename_old_weights
+
+# More at once would not be faster.
+MAX_SECONDS_AT_ONCE = 240.0
 
 
 class Wav2Vec2Output(NamedTuple):
@@ -59,7 +71,7 @@ def sine_positions(
     return table[:, :d_model]
 
 
-class Wav2Vec2Encoder(nn.Module):
+class Wav2Vec2Encoder(LongAudioEncoder):
     """FBank-CNN1D front end and Conformer: audio in, hidden states out.
 
     Arguments
@@ -195,6 +207,50 @@ class Wav2Vec2Encoder(nn.Module):
             latents, padding_mask, all_hidden_states=True
         )
         return Wav2Vec2Output(encoded.hidden_states, padding_mask)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `encode_long` returns what one forward pass would."""
+        return is_blockwise(self.conformer)
+
+    def seconds_at_once(self, memory: float) -> float:
+        """Return how long a batch, or a recording, may be for one forward."""
+        if not self.is_exact:
+            return super().seconds_at_once(memory)
+        states = 4 * (self.num_layers + 1) * self.d_model
+        per_frame = states + bytes_per_frame(self.conformer)
+        seconds = memory / per_frame / FRAMES_PER_SECOND
+        return min(max(seconds, 1.0), MAX_SECONDS_AT_ONCE)
+
+    def state_blocks(
+        self,
+        wavs: Iterable[Tensor],
+        workspace: Workspace,
+        *,
+        num_layers: int | None = None,
+        block_seconds: float | None = None,
+    ) -> Iterator[StateBlock]:
+        """Encode a recording in blocks, see `LongAudioEncoder`."""
+        if not self.is_exact:
+            return super().state_blocks(wavs, workspace)
+        block_frames = workspace.block_frames(bytes_per_frame(self.conformer))
+        if block_seconds is not None:
+            block_frames = max(1, round(block_seconds * FRAMES_PER_SECOND))
+        return exact_blocks(
+            wavs,
+            self.front_end,
+            self._embed,
+            self.conformer,
+            workspace=workspace,
+            num_layers=self.num_layers if num_layers is None else num_layers,
+            block_frames=block_frames,
+        )
+
+    def _embed(self, latents: Tensor, start: int) -> Tensor:
+        """Make the input of the first layer, of the frames from `start` on."""
+        x = self.project(latents)
+        table = sine_positions(x.shape[1], self.d_model, x.device, first=start)
+        return x + table.to(self.mask_embedding.dtype)
 
     def extract(self, wavs: Tensor, wav_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the front end; the arguments are those of `forward`.

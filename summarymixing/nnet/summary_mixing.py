@@ -61,7 +61,8 @@ class HeadwiseLinear(nn.Module):
         """
         batch, length, num_heads, d_in = x.shape
         by_head = x.permute(2, 0, 1, 3).reshape(num_heads, -1, d_in)
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if outputs is not None:
             weight, bias = weight[..., outputs], bias[..., outputs]
         out = torch.baddbmm(bias, by_head, weight)
@@ -137,7 +138,9 @@ class SummaryMixing(nn.Module):
         summary = masked_mean(frames, padding_mask).flatten(1)
         return self._mix(of_local, summary, padding_mask)
 
-    def summarise(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def summarise(
+        self, x: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
         """Add up s(x_t), (B, T, D) -> (B, D), see `BlockwiseMixer`."""
         x = zero_padding(x, padding_mask)
         frames = self._summarised(self._hidden(x, slice(self.width)))

@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "errors": set(),
     "model_card": set(),
     "html_page": set(),
+    "options": set(),
     "files": {"errors"},
     "nnet": {"errors"},
-    "data": GROUND | {"nnet"},
+    "data": GROUND | {"nnet", "options"},
     "pretrained": GROUND | {"nnet", "model_card"},
     "lobes": GROUND | {"nnet", "data", "pretrained"},
     "cost": GROUND | {"nnet", "data", "lobes"},
@@ -28,7 +29,14 @@ MAY_IMPORT = {
     "run": GROUND | {"data", "nnet"},
     "suite": GROUND | {"run", "data", "html_page"},
 }
-MAY_IMPORT["training"] = set(MAY_IMPORT) - {"suite", "miniature"}
+MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"suite", "miniature"}
+MAY_IMPORT["__main__"] = {"cli"}
+MAY_IMPORT["training"] = set(MAY_IMPORT) - {
+    "suite",
+    "miniature",
+    "cli",
+    "__main__",
+}
 MAY_IMPORT["recipes"] = set(MAY_IMPORT)
 
 

@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from summarymixing.data.prepare.common import check_source, require
 from summarymixing.data.prepare.pipeline import Plan, Preparation
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    metavar: str | None = None,
-) -> Any:
-    """Declare an option of a corpus, as a field of a dataclass.
-
-    The name of the field is that of the option, and its type says how a word
-    is read; `tuple[str, ...]` takes several words, and `| None` is left out.
-
-    Arguments
-    ---------
-    default : Any
-        The value where the option is not given.
-    help : str
-        What the option does; the default is added unless it is None.
-    choices : Sequence of str
-        The words that may be given; all of them if there is none.
-    metavar : str, optional
-        The name of the value in the help.
-
-    Returns
-    -------
-    dataclasses.Field
-        A field with this default.
-    """
-    about = {"help": help, "choices": choices, "metavar": metavar}
-    return field(default=default, metadata=about)
+from summarymixing.options import add_arguments
+from summarymixing.options import option as option  # for corpora
 
 
 @dataclass(frozen=True)
@@ -114,32 +84,4 @@ class Corpus:
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the options to the parser of the sub-command of this corpus."""
-        types = get_type_hints(self.options)
-        for entry in fields(self.options):
-            word_type, several = _type_of_words(types[entry.name])
-            text = entry.metadata["help"]
-            if entry.default is not None:
-                text += f" (default: {_describe(entry.default)})"
-            parser.add_argument(
-                f"--{entry.name}",
-                type=word_type,
-                nargs="+" if several else None,
-                default=entry.default,
-                choices=entry.metadata["choices"] or None,
-                metavar=entry.metadata["metavar"],
-                help=text.replace("%", "%%"),
-            )
-
-
-def _type_of_words(hint: Any) -> tuple[Callable[[str], Any], bool]:
-    """Return the type of one word, and whether there may be several."""
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is tuple:
-        return parts[0], True
-    return _type_of_words(parts[0]) if parts else (hint, False)
-
-
-def _describe(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(default)
-    return f"{default:g}" if isinstance(default, float) else str(default)
+        add_arguments(parser, self.options)
