@@ -159,8 +159,8 @@ def flush(path: Path) -> None:
 def describe_os_error(error: OSError) -> str:
     """Say what the system refused, where, and what may repair it."""
     repair = {
-        errno.ENOSPC: "; free some space or choose another --output_folder",
-        errno.EDQUOT: "; free some space or choose another --output_folder",
+        errno.ENOSPC: "; free some space or choose another output folder",
+        errno.EDQUOT: "; free some space or choose another output folder",
         errno.EACCES: "; choose a folder that you may write to",
         errno.EROFS: "; choose a folder that you may write to",
     }.get(error.errno or 0, "")

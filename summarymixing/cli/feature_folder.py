@@ -72,6 +72,7 @@ def encode_all(options: Options) -> int:
     memory = read_memory(options.memory)
     device = _device(options)
     rows, unreadable = list_recordings(options.audio)
+    found = len(rows) + len(unreadable)
     encoder = FrozenEncoder(
         open_encoder(options.encoder, mixer=_find_mixer(options.mixer)),
         precision=options.precision,
@@ -92,7 +93,7 @@ def encode_all(options: Options) -> int:
     folder.close(unreadable)
     if unreadable:
         print(
-            f"{len(unreadable)} of {len(rows)} recordings could not be read; "
+            f"{len(unreadable)} of {found} recordings could not be read; "
             f"{folder.path / UNREADABLE_NAME} lists them",
             file=sys.stderr,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from summarymixing.errors import UserError
@@ -21,6 +22,7 @@ from summarymixing.nnet.masking import (
     zero_padding,
 )
 
+MIN_SAMPLES = 400  # of one frame
 VARIANCE_EPSILON = 1e-7  # as in HuggingFace's feature extractor
 
 
@@ -77,6 +79,8 @@ class HuggingFaceEncoder(LongAudioEncoder):
         The last state is normalised only where the model does so.
         """
         num_samples = absolute_lengths(wav_lens, wavs.shape[1])
+        # The convolutions fail on less.
+        wavs = F.pad(wavs, (0, max(MIN_SAMPLES - wavs.shape[1], 0)))
         beyond_end = padding_mask_from_lengths(num_samples, wavs.shape[1])
         wavs = zero_padding(wavs, beyond_end)
         if self.normalise:

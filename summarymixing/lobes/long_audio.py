@@ -450,7 +450,7 @@ class LongAudioEncoder(nn.Module):
         ---------
         audio : str, Path or Tensor, (S,)
             An audio file, of any rate and number of channels, or samples at
-            16 kHz. AudioError, at the first piece, if it cannot be read.
+            16 kHz. AudioError if it cannot be read.
         layers : sequence of int, optional
             The hidden states to return, as numbered by `forward`: 0 is the
             input of the first layer, L the normalised output of the last.

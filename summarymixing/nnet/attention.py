@@ -6,7 +6,6 @@ Letters: B utterances, T frames, D width, H heads.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL, RoPEMHA
 from torch import Tensor, nn
 
 from summarymixing.nnet.layers import Linear
@@ -85,6 +84,9 @@ class RotaryAttention(nn.Module):
         self, d_model: int, num_heads: int = 8, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        # Here: SpeechBrain takes seconds to import, and other mixers need none.
+        from speechbrain.nnet.attention import RoPEMHA
+
         head_width(d_model, num_heads)
         self.attention = RoPEMHA(d_model, num_heads, dropout=dropout)
 
@@ -112,6 +114,8 @@ class RelativePositionAttention(nn.Module):
         self, d_model: int, num_heads: int = 8, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        from speechbrain.nnet.attention import RelPosEncXL, RelPosMHAXL
+
         head_width(d_model, num_heads)
         self.attention = RelPosMHAXL(d_model, num_heads, dropout=dropout)
         self.positions = RelPosEncXL(d_model)

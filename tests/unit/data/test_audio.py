@@ -9,6 +9,7 @@ import torch
 
 from summarymixing.data.audio import (
     SAMPLE_RATE_HZ,
+    AudioBlocks,
     AudioError,
     audio_info,
     read_audio,
@@ -118,6 +119,41 @@ def test_odd_rates_need_no_huge_kernel(tmp_path, rate):
     wav = read_audio(make_row(path))
     assert time.process_time() - start < 2
     assert abs(len(wav) - SAMPLE_RATE_HZ) <= 2
+
+
+RATES = [8000, 11_025, 15_999, 16_000, 44_056, 44_100, 96_000]
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("samples", [1, 1000, 30_011])
+@pytest.mark.parametrize("seconds", [0.01, 30.0])
+def test_blocks_are_the_whole(tmp_path, rate, samples, seconds):
+    wave = make_noise(2 * samples, rate=1).reshape(-1, 2)
+    path = write(tmp_path / "a.wav", wave, rate)
+    row = make_row(path, duration=samples / rate)
+    blocks = list(AudioBlocks(row, seconds))
+    np.testing.assert_allclose(
+        torch.cat(blocks).numpy(), read_audio(row).numpy(), atol=1e-6
+    )
+    waits = 0.25  # the longest kernel
+    assert max(map(len, blocks)) <= (seconds + waits) * SAMPLE_RATE_HZ
+
+
+def test_blocks_of_segments(tmp_path):
+    path = write(tmp_path / "a.flac", make_noise(3, 8000), 8000)
+    row = make_row(path, (0.25, 0.75), (1.5, 3.0), (0.0, 0.1))
+    np.testing.assert_allclose(
+        torch.cat(list(AudioBlocks(row, 0.2))).numpy(),
+        read_audio(row).numpy(),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_blocks_of_a_truncated_file_end_in_an_error(tmp_path, share):
+    path = truncate(write(tmp_path / "a.flac", make_noise(2)), share)
+    with pytest.raises(AudioError):
+        list(AudioBlocks(make_row(path, (0.0, 2.0)), 0.1))
 
 
 def truncate(path, share=0.5):

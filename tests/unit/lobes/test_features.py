@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from speechbrain.lobes.features import Fbank
+from speechbrain.processing.features import Filterbank
 
 from summarymixing.lobes.features import (
     FRAMES_PER_SECOND,
@@ -12,7 +13,9 @@ from summarymixing.lobes.features import (
     SAMPLE_RATE_HZ,
     FbankFrontEnd,
     MelFilterbank,
+    mel_filters,
     num_frames,
+    with_floor,
 )
 from tests import reference
 
@@ -186,6 +189,28 @@ def test_energies_are_those_of_speechbrain(num_mels, device):
         rtol=1e-6,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("num_mels", [20, 40, 80])
+def test_filters_are_bit_for_bit_those_of_speechbrain(num_mels):
+    stock = Filterbank(num_mels, log_mel=False)
+    filters = stock(torch.eye(201)[None])[0]
+    torch.testing.assert_close(mel_filters(num_mels), filters, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 159, 160, 401, 16_001])
+@pytest.mark.parametrize("size", [1, 160, 777, 20_000])
+def test_decibels_of_blocks_are_those_of_the_whole(num_samples, size, device):
+    wav = noise(num_samples, device=device)
+    filterbank = MelFilterbank(20).to(device)
+    whole, _ = filterbank.decibels(
+        wav[None], torch.tensor([num_samples], device=device)
+    )
+    blocks = wav[: 50 * size].split(size)
+    if 50 * size < num_samples:
+        blocks = [*blocks, wav[50 * size :]]
+    parts = torch.cat(list(filterbank.stream_decibels(blocks)), dim=1)
+    torch.testing.assert_close(with_floor(parts), whole, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

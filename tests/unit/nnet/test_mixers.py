@@ -16,10 +16,15 @@ from summarymixing.nnet.attention import (
     RotaryAttention,
 )
 from summarymixing.nnet.masking import padding_mask_from_lengths
-from summarymixing.nnet.mixer import describe_mixer, mixer_from_description
+from summarymixing.nnet.mixer import (
+    BlockwiseMixer,
+    describe_mixer,
+    mixer_from_description,
+)
 from tests import reference
 
 D_MODEL = 8
+ATTENTION = (MultiHeadAttention, RotaryAttention, RelativePositionAttention)
 MIXERS = {
     "summary": partial(SummaryMixing, num_heads=2),
     "lite": partial(SummaryMixing, num_heads=2, mode="lite"),
@@ -130,6 +135,25 @@ def test_dropout_acts_in_training_alone(factory, device):
     x = frames(1, 20, device=device)
     assert not torch.equal(mixer(x, None), mixer(x, None))
     torch.testing.assert_close(mixer.eval()(x, None), plain.eval()(x, None))
+
+
+@every_mixer
+@pytest.mark.parametrize("padding", [0, 4])
+def test_blocks_with_one_summary_are_the_whole(padding, factory, device):
+    mixer = make_mixer(factory, device)
+    if not isinstance(mixer, BlockwiseMixer):
+        assert isinstance(mixer, ATTENTION)
+        return
+    x = frames(2, 23, device=device)
+    mask = torch.zeros(2, 23, dtype=torch.bool, device=device)
+    if padding:
+        mask[1, -padding:] = True
+        x[mask] = math.nan
+    blocks = [slice(0, 10), slice(10, 11), slice(11, 23)]
+    sums = sum(mixer.summarise(x[:, b], mask[:, b]) for b in blocks)
+    summary = sums / (~mask).sum(1, keepdim=True)
+    mixed = [mixer.combine(x[:, b], summary, mask[:, b]) for b in blocks]
+    torch.testing.assert_close(torch.cat(mixed, 1), mixer(x, mask))
 
 
 @every_mixer
