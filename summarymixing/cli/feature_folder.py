@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from summarymixing import __version__
-from summarymixing.cli.encode import Options
 from summarymixing.data.audio import (
     SAMPLE_RATE_HZ,
     AudioBlocks,
@@ -61,8 +60,13 @@ UNITS |= {"GIB": 2**30, "": 1}
 ONE_WINDOW_SECONDS = float(WINDOW_SECONDS + 2 * CONTEXT_SECONDS)
 
 
-def encode_all(options: Options) -> int:
+def encode_all(options: Any) -> int:
     """Encode the recordings that `summarymixing encode` names.
+
+    Arguments
+    ---------
+    options : Options
+        Those of cli/encode.py, which imports this module.
 
     Returns
     -------
@@ -89,8 +93,17 @@ def encode_all(options: Options) -> int:
         block_seconds=options.block_seconds,
     )
     work.tell(len(rows), missing)
-    unreadable += work.run(missing, options.num_workers)
+    try:
+        unreadable += work.run(missing, options.num_workers)
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        raise
     folder.close(unreadable)
+    print(
+        f"{folder.path} holds the features of {found - len(unreadable):,} "
+        f"recordings; {SETTINGS_NAME} in it explains them",
+        file=sys.stderr,
+    )
     if unreadable:
         print(
             f"{len(unreadable)} of {found} recordings could not be read; "
@@ -213,7 +226,7 @@ class FeatureFolder:
     """
 
     def __init__(
-        self, options: Options, layers: list[int] | None, encoder: FrozenEncoder
+        self, options: Any, layers: list[int] | None, encoder: FrozenEncoder
     ) -> None:
         self.path = options.out
         self.dtype, self.format = options.dtype, options.format
@@ -489,14 +502,10 @@ class Encoding:
 
     def _encode_long(self, row: Row) -> None:
         encoder = self.encoder.inner
-        workspace = Workspace(self.memory, self.folder.path)
+        workspace = Workspace(self.memory, self.folder.path, self.block_seconds)
         top = encoder.num_layers if self.layers is None else max(self.layers)
-        blocks: Iterable[Any] = encoder.state_blocks(
-            AudioBlocks(row),
-            workspace,
-            num_layers=top,
-            block_seconds=self.block_seconds,
-        )
+        blocks: Iterable[Any]
+        blocks = encoder.state_blocks(AudioBlocks(row), workspace, top)
         blocks = self._with_progress(blocks, top)
         places = {layer: i for i, layer in enumerate(self.layers or [0])}
         if self.layers is None:
@@ -531,7 +540,7 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _device(options: Options) -> torch.device:
+def _device(options: Any) -> torch.device:
     found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(options.device or found)

@@ -133,14 +133,17 @@ class Workspace:
         Bytes beyond what the encoder takes itself, on its device.
     folder : Path, optional
         Where the files are; the system's temporary folder by default.
+    block_seconds : float, optional
+        The length of a block, where the memory is not to decide.
     """
 
     def __init__(
         self,
         memory: float,
         folder: Path | None = None,
+        block_seconds: float | None = None,
     ) -> None:
-        self.memory = memory
+        self.memory, self.block_seconds = memory, block_seconds
         self.folder = folder or Path(tempfile.gettempdir())
         self._left = memory / 2
 
@@ -154,6 +157,8 @@ class Workspace:
 
     def block_frames(self, bytes_per_frame: int) -> int:
         """Return how many frames are computed at a time."""
+        if self.block_seconds is not None:
+            return max(1, round(self.block_seconds * FRAMES_PER_SECOND))
         frames = int(self.memory / 4 / bytes_per_frame)
         return min(max(frames, FRAMES_PER_SECOND), MAX_BLOCK_FRAMES)
 
@@ -415,9 +420,7 @@ class LongAudioEncoder(nn.Module):
         self,
         wavs: Iterable[Tensor],
         workspace: Workspace,
-        *,
         num_layers: int | None = None,
-        block_seconds: float | None = None,
     ) -> Iterator[StateBlock]:
         """Encode a recording, each block of each hidden state once.
 
@@ -431,8 +434,6 @@ class LongAudioEncoder(nn.Module):
             The memory that may be taken.
         num_layers : int, optional
             How many layers are needed; all of them by default.
-        block_seconds : float, optional
-            The length of a block, if it is not left to the workspace.
         """
         return windowed_blocks(wavs, self)
 
@@ -475,18 +476,13 @@ class LongAudioEncoder(nn.Module):
             raise ValueError(
                 f"layers must be some of 0 to {self.num_layers}, not {layers}"
             )
-        workspace = Workspace(memory)
+        workspace = Workspace(memory, block_seconds=block_seconds)
         if isinstance(audio, Tensor):
             wavs: Iterable[Tensor] = [audio]
         else:
             length = audio_info(Path(audio)).duration_s
             wavs = AudioBlocks(Row(str(audio), str(audio), (), length))
-        blocks = self.state_blocks(
-            wavs,
-            workspace,
-            num_layers=max(asked),
-            block_seconds=block_seconds,
-        )
+        blocks = self.state_blocks(wavs, workspace, max(asked))
         return as_pieces(blocks, asked, workspace)
 
 

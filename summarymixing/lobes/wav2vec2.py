@@ -226,16 +226,12 @@ class Wav2Vec2Encoder(LongAudioEncoder):
         self,
         wavs: Iterable[Tensor],
         workspace: Workspace,
-        *,
         num_layers: int | None = None,
-        block_seconds: float | None = None,
     ) -> Iterator[StateBlock]:
         """Encode a recording in blocks, see `LongAudioEncoder`."""
         if not self.is_exact:
             return super().state_blocks(wavs, workspace)
-        block_frames = workspace.block_frames(bytes_per_frame(self.conformer))
-        if block_seconds is not None:
-            block_frames = max(1, round(block_seconds * FRAMES_PER_SECOND))
+        per_frame = bytes_per_frame(self.conformer)
         return exact_blocks(
             wavs,
             self.front_end,
@@ -243,7 +239,7 @@ class Wav2Vec2Encoder(LongAudioEncoder):
             self.conformer,
             workspace=workspace,
             num_layers=self.num_layers if num_layers is None else num_layers,
-            block_frames=block_frames,
+            block_frames=workspace.block_frames(per_frame),
         )
 
     def _embed(self, latents: Tensor, start: int) -> Tensor:

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from summarymixing import Wav2Vec2Encoder
+from summarymixing.cli import COMMANDS as SUB_COMMANDS
 from summarymixing.data.prepare import CORPORA
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.hparams_file import HparamsFile
@@ -33,8 +36,21 @@ RECIPES = [command for command in COMMANDS if "hparams/" in command]
 each_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
+PROGRAMS = [
+    line
+    for line in SHELL.replace("\\\n", " ").splitlines()
+    if line.startswith("summarymixing ")
+]
 # Options of scripts, which are no keys of a YAML file.
 OPTIONS = {"key", "nproc", "tasks", "corpus_module", "gpu_memory", "gpus"}
+OPTIONS_OF = {
+    name: {
+        entry.name
+        for entry in fields(import_module(f"summarymixing.cli.{name}").Options)
+    }
+    for name in SUB_COMMANDS
+}
+OPTIONS |= set().union(*OPTIONS_OF.values())
 
 
 def test_there_are_commands():
@@ -57,6 +73,13 @@ def test_keys_exist(command):
     for word in words[words.index(file) + 1 :]:
         name = word.removeprefix("--").partition("=")[0]
         assert name in {*keys, *OPTIONS}, f"{name} is not a key of {file}"
+
+
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_sub_commands_and_their_options_exist(command):
+    _, name, *words = shlex.split(command, comments=True)
+    given = {w[2:].partition("=")[0] for w in words if w.startswith("--")}
+    assert given <= OPTIONS_OF[name]
 
 
 def test_keys_in_the_text_exist():

@@ -49,6 +49,29 @@ def save_model(kind, folder):
     return folder
 
 
+def test_long_recordings_are_cut_into_windows(tmp_path, monkeypatch):
+    encoder = HuggingFaceEncoder(str(save_model("hubert", tmp_path))).eval()
+    module = "summarymixing.lobes.long_audio"
+    monkeypatch.setattr(f"{module}.WINDOW_SECONDS", 2)
+    monkeypatch.setattr(f"{module}.CONTEXT_SECONDS", 1)
+    wav = torch.randn(5 * 16_000 + 100)
+    pieces = list(encoder.encode_long(wav, [2]))
+    assert [piece.start_seconds for piece in pieces] == [0, 2, 4]
+    joined = torch.cat([piece.hidden_states[0] for piece in pieces])
+    whole = encoder(wav[None], torch.ones(1)).hidden_states[2][0]
+    assert joined.shape == whole.shape
+    window = encoder(wav[None, 16_000:80_000], torch.ones(1)).hidden_states
+    torch.testing.assert_close(
+        pieces[1].hidden_states[0], window[2][0, 50:150], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_shortest_recording_has_a_frame(tmp_path):
+    encoder = HuggingFaceEncoder(str(save_model("wav2vec2", tmp_path))).eval()
+    out = encoder(torch.ones(1, 1), torch.ones(1))
+    assert (~out.padding_mask).sum() == encoder.count_frames(1) == 1
+
+
 def load(folder, **extra):
     hparams = {
         "encoder": str(folder),
