@@ -1,8 +1,9 @@
 """An encoder on disk: weights in safetensors and a config that explains them.
 
 The folder holds `encoder.safetensors`, `encoder.json` (architecture and facts
-about the training) and a `README.md` that shows the same to people. Loading
-executes nothing from the folder.
+about the training) and a `README.md` that shows the same to people. Where a
+pre-training run wrote it, `quantiser.safetensors` has the codebook: it makes
+codes of the encoder's latents. Loading executes nothing from the folder.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from summarymixing.errors import UserError
 from summarymixing.files import open_atomically, write_json
 from summarymixing.model_card import model_card
 from summarymixing.nnet.mixer import MixerFactory, mixer_from_description
+from summarymixing.nnet.quantiser import GumbelQuantiser
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
@@ -28,12 +30,14 @@ FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
 CARD_NAME = "README.md"
 CONFIG_NAME = "encoder.json"
 WEIGHTS_NAME = "encoder.safetensors"
+QUANTISER_NAME = "quantiser.safetensors"
 
 
 def save_encoder(
     encoder: nn.Module,
     folder: str | Path,
     trained_on: dict[str, Any] | None = None,
+    quantiser: GumbelQuantiser | None = None,
 ) -> Path:
     """Write an encoder into a folder, and return the folder.
 
@@ -48,6 +52,8 @@ def save_encoder(
     trained_on : dict, optional
         Facts about the training that can be written as JSON: updates, hours,
         losses, `licence` of the weights. The model card shows them.
+    quantiser : GumbelQuantiser, optional
+        What made the targets of its training.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +66,8 @@ def save_encoder(
         "trained_on": trained_on or {},
     }
     save_weights(encoder, folder / WEIGHTS_NAME)
+    if quantiser is not None:
+        save_weights(quantiser, folder / QUANTISER_NAME)
     write_json(folder / CONFIG_NAME, config)
     with open_atomically(folder / CARD_NAME) as file:
         file.write(model_card(config))
@@ -107,18 +115,57 @@ def load_encoder(
             f"cannot build ({error}). Export it again from its checkpoint, or "
             f"install the version that wrote it."
         ) from error
-    path = folder / WEIGHTS_NAME
+    weights = _load_weights(folder / WEIGHTS_NAME)
+    rename_old_weights(encoder, weights)
+    _compare(folder, encoder, weights)
+    encoder.load_state_dict(weights)
+    return encoder
+
+
+def load_quantiser(folder: str | Path) -> GumbelQuantiser | None:
+    """Load the quantiser beside an encoder, on the CPU, in eval mode.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The folder of the encoder.
+
+    Returns
+    -------
+    GumbelQuantiser or None
+        None where there is none, as version 0.1.0 exported. UserError where
+        the file is damaged.
+    """
+    path = Path(folder) / QUANTISER_NAME
+    if not path.is_file():
+        return None
+    weights = _load_weights(path)
     try:
-        weights = load_file(path)
+        # The shapes say all that the constructor asks for.
+        num_groups, num_codes, _ = weights["codebook"].shape
+        quantiser = GumbelQuantiser(
+            weights["to_logits.weight"].shape[1],
+            num_groups,
+            num_codes,
+            len(weights["project.weight"]),
+        )
+        quantiser.load_state_dict(weights)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} holds no quantiser of this version ({error}). Export it "
+            "again from its run, or remove the file"
+        ) from error
+    return quantiser.eval()
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). The copy is not complete: "
             f"copy the folder again, or export it again from its run."
         ) from error
-    rename_old_weights(encoder, weights)
-    _compare(folder, encoder, weights)
-    encoder.load_state_dict(weights)
-    return encoder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -657,8 +657,11 @@ class PretrainingBrain(ResumableBrain):
             "valid": self.progress.validation,
         }
         encoder, folder = self.model.encoder, self.folder / ENCODER_NAME
+        quantiser = self.model.quantiser
         # The other processes wait: one that ended would take this one along.
-        on_main_process(lambda: save_encoder(encoder, folder, trained_on=state))
+        on_main_process(
+            lambda: save_encoder(encoder, folder, state, quantiser)
+        )
         self.run_log.write_metrics(state)
         self.window.seconds_saving += time.perf_counter() - start
 

@@ -1,0 +1,1 @@
+"""Scores of encoders that train nothing."""
