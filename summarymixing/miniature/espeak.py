@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,26 @@ class Voice:
     name: str  # a language of espeak-ng and a variant, such as "en-us+f2"
     pitch: int = 50  # 0 to 100; 50 is the variant's own
     words_per_minute: int = 160  # 80 to 450
+
+
+class Phoneme(NamedTuple):
+    """A speech sound, or a pause, of synthetic speech."""
+
+    name: str  # espeak-ng's mnemonic, the same in all voices of a language
+    start: int  # its first sample, at 22,050 Hz
+    stop: int  # the one after the last
+
+    @property
+    def is_pause(self) -> bool:
+        """Whether nothing is said."""
+        return self.name.startswith("_")
+
+
+class Spoken(NamedTuple):
+    """What the synthesiser said of one line."""
+
+    samples: NDArray[np.float32]  # (samples,), 22,050 Hz, in [-1, 1]
+    phonemes: list[Phoneme]  # where they were asked for
 
 
 def synthesise(voice: Voice, texts: Iterable[str]) -> list[NDArray[np.float32]]:
@@ -58,10 +79,23 @@ def synthesise_dialogue(
     UserError
         espeak-ng is not installed, or does not start.
     """
+    return [spoken.samples for spoken in _speak(lines, phonemes=False)]
+
+
+def synthesise_phonemes(voice: Voice, texts: Iterable[str]) -> list[Spoken]:
+    """Speak texts as `synthesise` does, the same samples, with phonemes."""
+    return _speak([(voice, text) for text in texts], phonemes=True)
+
+
+def _speak(
+    lines: Iterable[tuple[Voice, str]], *, phonemes: bool
+) -> list[Spoken]:
+    """Have a fresh process speak."""
     library, data = _find_espeak()
     order = {
         "library": library,
         "data": data,
+        "phonemes": phonemes,
         "lines": [asdict(voice) | {"text": text} for voice, text in lines],
     }
     # -I -S: the worker needs no packages, and starts in half the time.
@@ -76,16 +110,30 @@ def synthesise_dialogue(
             f"{finished.stderr.decode(errors='replace').strip()}. Install it "
             "again: pip install --force-reinstall espeakng-loader"
         )
-    return list(_split_samples(finished.stdout))
+    blocks = _split_blocks(finished.stdout)
+    return [
+        _read_spoken(samples, json.loads(begins))
+        for samples, begins in zip(blocks, blocks, strict=True)
+    ]
 
 
-def _split_samples(stdout: bytes) -> Iterator[NDArray[np.float32]]:
+def _read_spoken(samples: bytes, begins: list[tuple[str, int]]) -> Spoken:
+    values = np.frombuffer(samples, dtype=np.int16).astype(np.float32)
+    stops = [*(start for _, start in begins[1:]), len(values)]
+    phonemes = [
+        # Without the marks of stress, which speakers put in other places.
+        Phoneme(name.lstrip("',"), start, stop)
+        for (name, start), stop in zip(begins, stops, strict=True)
+    ]
+    return Spoken(values / np.float32(2**15), phonemes)
+
+
+def _split_blocks(stdout: bytes) -> Iterator[bytes]:
     position = 0
     while position < len(stdout):
         start = position + 4
         position = start + int.from_bytes(stdout[position:start], "little")
-        samples = np.frombuffer(stdout[start:position], dtype=np.int16)
-        yield samples.astype(np.float32) / np.float32(2**15)
+        yield stdout[start:position]
 
 
 def _find_espeak() -> tuple[str, str]:

@@ -105,10 +105,18 @@ def frame_utterance(
 
     The generator draws how long the two silences are.
     """
-    before, after = (
-        silence(seconds, sample_rate_hz)
-        for seconds in rng.uniform(*EDGE_SILENCES_S, size=2)
-    )
+    edges_s = rng.uniform(*EDGE_SILENCES_S, size=2)
+    return put_silences(speech, *edges_s, sample_rate_hz)
+
+
+def put_silences(
+    speech: Samples,
+    before_s: float,
+    after_s: float,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+) -> Samples:
+    """Resample speech (samples,) of 22,050 Hz, between two silences."""
+    before, after = (silence(s, sample_rate_hz) for s in (before_s, after_s))
     return np.concatenate([before, to_rate(speech, sample_rate_hz), after])
 
 
