@@ -5,9 +5,10 @@ python recipes/demo.py FOLDER [--audio=MY_RECORDINGS] [--updates=N]
 Builds miniature corpora with a speech synthesiser: Libri-Light (or takes
 your own recordings in its place), LibriSpeech, SLURP and VoxCeleb1. Pre-trains
 a small wav2vec 2.0 model on two processes, then probes it and the same encoder
-with random weights: speech recognition, what a command is about, who speaks.
-The page says for each task whether pre-training helps. Run again, it goes on
-where it stopped.
+with random weights: speech recognition, what a command is about, who speaks,
+and, without any training, whether phonemes are told apart (ABX). The page says
+for each task whether pre-training helps. Run again, it goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ LIBRILIGHT_HOURS = 0.5
 # pre-trained features from one on random ones.
 PROBED = {"librispeech": 0.5, "slurp": 0.4, "voxceleb1": 0.5}
 # The tasks of MP3S, with heads and rates for minutes of speech and a CPU.
-LSTM = {"number_of_epochs": 10, "batch_size": 8, "learning_rate": 2e-3}
+LSTM = {
+    "number_of_epochs": 10,
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "num_workers": 1,
+}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "librispeech_lstm": {
         **LSTM,
@@ -44,8 +50,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "voxceleb1_ecapa": {
         "head": "{channels: [64, 64, 64, 64, 192], embedding_size: 64}",
         "number_of_epochs": 6,
+        "num_workers": 1,
     },
 }
+TASKS = (*OVERRIDES, "abx")
+# Of all splits the one with most speakers; ABX learns from none.
+ABX_SPLIT = "train-clean-100"
 ENCODERS = ("pretrained", "pretrained_random")  # as run_all names them
 NEXT_COMMANDS = (
     "python recipes/prepare.py librilight LIBRILIGHT/medium MANIFESTS",
@@ -135,7 +145,7 @@ def probe(
     runner: CommandRunner, folder: Path, arguments: argparse.Namespace
 ) -> None:
     """Build the corpora of the probes, and run these with one command."""
-    corpora = {"manifests": "manifests"}
+    corpora: dict[str, Any] = {"manifests": "manifests"}
     for name, hours in PROBED.items():
         built = folder / "corpora" / name
         size = f"--hours={arguments.probe_hours or hours}"
@@ -143,6 +153,11 @@ def probe(
         run_step(runner, title, MINIATURE, name, built, size)
         root = built / "LibriSpeech" if name == "librispeech" else built
         corpora[name] = str(root)
+    spoken = folder / "corpora" / "librispeech"
+    corpora["abx"] = {
+        "items": str(spoken / "abx" / f"{ABX_SPLIT}.item"),
+        "audio": str(spoken / "LibriSpeech" / ABX_SPLIT),
+    }
     # JSON is YAML.
     (folder / "corpora.yaml").write_text(json.dumps(corpora, indent=2) + "\n")
     epochs = arguments.probe_epochs
@@ -154,9 +169,8 @@ def probe(
         f"--encoder=pretrained={folder / 'pretraining' / 'encoder'}",
         "--random",
         f"--corpora={folder / 'corpora.yaml'}",
-        f"--tasks={','.join(OVERRIDES)}",
+        f"--tasks={','.join(TASKS)}",
         "--seeds=1",
-        "--override=num_workers=1",
         *[
             f"--override={task}:{key}={value}"
             for task, values in OVERRIDES.items()
@@ -186,7 +200,10 @@ def write_report(
     page.paragraph(
         "In brackets: the 95 % interval, which is how far another test set of "
         "this size could move the number. Where the two intervals overlap, the "
-        "test utterances are too few to decide. Tables, curves and every "
+        "test utterances are too few to decide. ABX has none, and trains "
+        "nothing: it is the error of telling which of two phonemes a third "
+        "one is, said by the same or by another speaker, in the layer that is "
+        "best at it; a blind guess has 50 %. Tables, curves and every "
         f"command of the probes: {folder / 'probes' / 'report.html'}"
     )
     page.heading("Pre-training")
@@ -263,8 +280,11 @@ def does_it_help(
     >>> does_it_help(wer, TableCell((23.0,), ((21.0, 25.0),)), False)
     'not decided by so few utterances'
     """
-    if pretrained.interval is None or random.interval is None:
+    if pretrained.mean is None or random.mean is None:
         return "not measured"
+    if pretrained.interval is None or random.interval is None:
+        better = (pretrained.mean > random.mean) == higher_is_better
+        return f"{'yes' if better else 'no'}, without an interval"
     (low, high), (other_low, other_high) = pretrained.interval, random.interval
     if low <= other_high and other_low <= high:
         return "not decided by so few utterances"

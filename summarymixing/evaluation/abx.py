@@ -1,4 +1,4 @@
-"""ABX errors of an encoder by layer: do its features tell phones apart?
+"""ABX errors of an encoder, by layer: how well features tell phones apart.
 
 Nothing is trained: the numbers need an item file, which says where each phone
 is, and the recordings. An error of 50 % is a blind guess. ITEMS has the format
@@ -230,7 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{len(items.items):,} items of {len(speakers)} speakers in "
         f"{len(items.recordings):,} recordings"
-        + (f"; {items.left_out:,} shorter than a frame are left out" * bool(items.left_out))
+        + (
+            f"; {items.left_out:,} shorter than a frame are left out"
+            * bool(items.left_out)
+        )
     )
     settings = AbxSettings(
         arguments.pooled,

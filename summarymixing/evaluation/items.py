@@ -204,7 +204,9 @@ def _encode_layers(
         for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
             lengths[row.id] = count
             for layer, kept in states.items():
-                kept.append(out.hidden_states[layer][place, :count].float().cpu())
+                kept.append(
+                    out.hidden_states[layer][place, :count].float().cpu()
+                )
     starts, stops = _frames_of_items(items.items, lengths)
     return {
         layer: ItemFrames(torch.cat(kept), starts, stops - starts)
@@ -280,7 +282,8 @@ def score_codes(
     show_progress : bool
         Show a bar on a terminal.
     """
-    codes, lengths = [], {}
+    codes: list[Tensor] = []
+    lengths: dict[str, int] = {}
     for rows, wavs, wav_lens in _batches(items, show_progress):
         latents, padding_mask = encoder.extract(
             wavs.to(device), wav_lens.to(device)
@@ -290,15 +293,10 @@ def score_codes(
         counts = (~padding_mask).sum(dim=1).tolist()
         lengths.update(zip((row.id for row in rows), counts, strict=True))
     starts, stops = (x.numpy() for x in _frames_of_items(items.items, lengths))
+    _check_overlap(items.items)
+    # A frame whose middle is on a border belongs to the item that begins.
     order = np.argsort(starts, kind="stable")
-    overlap = np.flatnonzero(starts[order][1:] < stops[order][:-1])
-    if len(overlap):
-        first = items.items[order[overlap[0]]]
-        raise UserError(
-            f"the items overlap ({first.file} at {first.offset_s} s), so that "
-            "frames have no one phone; give items of single phones, as in "
-            "phoneme-dev-clean.item, to compare codes with"
-        )
+    stops[order[:-1]] = np.minimum(stops[order[:-1]], starts[order[1:]])
     sizes = stops - starts
     phones = np.repeat(items.labels().phones, sizes)
     steps = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -309,3 +307,14 @@ def score_codes(
         for group in range(quantiser.num_groups)
     ]
     return CodeScores(cluster_scores(phones, ids), groups)
+
+
+def _check_overlap(items: Sequence[Item]) -> None:
+    in_order = sorted(items)
+    for item, following in zip(in_order, in_order[1:], strict=False):
+        if item.file == following.file and following.onset_s < item.offset_s:
+            raise UserError(
+                f"the items overlap ({item.file} at {following.onset_s} s), so "
+                "that frames have no one phone; give items of single phones, "
+                "as in phoneme-dev-clean.item, to compare codes with"
+            )

@@ -119,7 +119,7 @@ def _speak(
 
 def _read_spoken(samples: bytes, begins: list[tuple[str, int]]) -> Spoken:
     values = np.frombuffer(samples, dtype=np.int16).astype(np.float32)
-    stops = [*(start for _, start in begins[1:]), len(values)]
+    stops = [*(start for _, start in begins), len(values)][1:]
     phonemes = [
         # Without the marks of stress, which speakers put in other places.
         Phoneme(name.lstrip("',"), start, stop)

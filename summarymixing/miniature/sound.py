@@ -105,8 +105,8 @@ def frame_utterance(
 
     The generator draws how long the two silences are.
     """
-    edges_s = rng.uniform(*EDGE_SILENCES_S, size=2)
-    return put_silences(speech, *edges_s, sample_rate_hz)
+    before_s, after_s = rng.uniform(*EDGE_SILENCES_S, size=2)
+    return put_silences(speech, before_s, after_s, sample_rate_hz)
 
 
 def put_silences(

@@ -5,10 +5,12 @@ Source: Hsu et al., "HuBERT" (2021), section IV.G.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Shares = NDArray[Any]
 
 
 class ClusterScores(NamedTuple):
@@ -45,8 +47,8 @@ def cluster_scores(phones: ArrayLike, clusters: ArrayLike) -> ClusterScores:
     filled, counts = np.unique(cells, return_counts=True)
     joint = counts / counts.sum()
     rows, columns = np.divmod(filled, shape[1])
-    of_phones = np.bincount(rows, joint)
-    of_clusters = np.bincount(columns, joint)
+    of_phones: Shares = np.bincount(rows, joint)
+    of_clusters: Shares = np.bincount(columns, joint)
     entropy = _entropy(of_phones)
     information = entropy + _entropy(of_clusters) - _entropy(joint)
     return ClusterScores(
@@ -58,13 +60,11 @@ def cluster_scores(phones: ArrayLike, clusters: ArrayLike) -> ClusterScores:
     )
 
 
-def _entropy(shares: NDArray[np.float64]) -> float:
+def _entropy(shares: Shares) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _largest(
-    joint: NDArray[np.float64], places: NDArray[np.int64], size: int
-) -> NDArray[np.float64]:
+def _largest(joint: Shares, places: NDArray[np.int64], size: int) -> Shares:
     """Return the largest share at each place."""
     largest = np.zeros(size)
     np.maximum.at(largest, places, joint)

@@ -7,6 +7,7 @@
       options: [--overwrite]
     my_corpus:
       manifests: /scratch/manifests/mine  # prepared already: needs no source
+    abx: {items: /corpora/dev-clean.item, audio: /corpora/LibriSpeech/dev-clean}
 
 Paths are relative to the file. A corpus that recipes/prepare.py does not know
 may have any name, and needs manifests.
@@ -35,7 +36,8 @@ PREPARE_NAMES = {
     "fsdd": "fsdd",
 }
 MANIFESTS = "manifests"
-KEYS_OF_AN_ENTRY = ("source", MANIFESTS, "options")
+ITEMS, AUDIO = "items", "audio"  # of ABX, which takes recordings as they are
+KEYS_OF_AN_ENTRY = ("source", MANIFESTS, "options", ITEMS, AUDIO)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class CorpusEntry:
     manifests: Path  # where its manifests are
     source: Path | None = None  # its folder; None: prepared already
     options: tuple[str, ...] = ()  # what recipes/prepare.py gets
+    items: Path | None = None  # an item file; then there are no manifests
+    audio: Path | None = None  # the folder of its recordings
 
 
 def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
@@ -90,7 +94,7 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
         if problem is None:
             folders = {
                 key: parent / Path(parts[key]).expanduser()
-                for key in ("source", MANIFESTS)
+                for key in ("source", MANIFESTS, ITEMS, AUDIO)
                 if key in parts
             }
             corpora[name] = CorpusEntry(
@@ -98,6 +102,8 @@ def read_corpora(path: Path, default_manifests: Path) -> dict[str, CorpusEntry]:
                 folders.get(MANIFESTS, root / name),
                 folders.get("source"),
                 tuple(parts.get("options", ())),
+                folders.get(ITEMS),
+                folders.get(AUDIO),
             )
             problem = _find_missing_folder(corpora[name])
         if problem is not None:
@@ -127,6 +133,11 @@ def _load(path: Path) -> dict[Any, Any]:
 
 def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
     """Return what is wrong with the keys and values of an entry."""
+    if {ITEMS, AUDIO} & set(parts):
+        if set(parts) != {ITEMS, AUDIO}:
+            return "items and audio go together, and with no other key"
+        wrong = [v for v in parts.values() if not isinstance(v, str)]
+        return f"not a path: {wrong[0]!r}" if wrong else None
     is_own = name not in PREPARE_NAMES
     if is_own and ("source" in parts or MANIFESTS not in parts):
         return (
@@ -151,6 +162,14 @@ def _find_problem(name: str, parts: Mapping[Any, Any]) -> str | None:
 
 
 def _find_missing_folder(entry: CorpusEntry) -> str | None:
+    if entry.items is not None and entry.audio is not None:
+        if not entry.items.is_file():
+            return f"there is no item file {entry.items}"
+        return (
+            None
+            if entry.audio.is_dir()
+            else f"there is no folder {entry.audio}"
+        )
     if entry.source is not None and not entry.source.is_dir():
         return f"there is no folder {entry.source}"
     if entry.source is None and not any(entry.manifests.glob("*.csv")):

@@ -182,7 +182,7 @@ def _make_run(
         task.script,
         settings.path(task.hparams.path),
         f"--encoder={settings.path(source) if source.is_dir() else source}",
-        f"--manifests={settings.path(corpus.manifests)}",
+        *_data_words(settings, corpus),
         f"--output_folder={settings.path(folder)}",
         f"--seed={seed}",
     ]
@@ -192,7 +192,7 @@ def _make_run(
         words.append(f"--fold={settings.fold}")
     words += settings.words_for(task)
     words.append("--noprogressbar")  # the output goes to a file
-    made_from = "manifests" if corpus.source is None else str(corpus.source)
+    made_from = str(corpus.source or corpus.items or "manifests")
     text = task.hparams.as_text().encode()
     provenance = {
         "corpus": " ".join([made_from, *corpus.options]),
@@ -201,6 +201,16 @@ def _make_run(
     return ProbeRun(
         folder, tuple(words), task.corpus, encoder, task, seed, provenance
     )
+
+
+def _data_words(settings: Settings, corpus: CorpusEntry) -> list[str]:
+    """Return what a script is told of its data."""
+    if corpus.items is None or corpus.audio is None:
+        return [f"--manifests={settings.path(corpus.manifests)}"]
+    return [
+        f"--items={settings.path(corpus.items)}",
+        f"--audio={settings.path(corpus.audio)}",
+    ]
 
 
 def _prepare(settings: Settings, corpus: CorpusEntry) -> Command | None:

@@ -62,6 +62,7 @@ from summarymixing.training.pretraining_statistics import (
 )
 from summarymixing.training.schedules import make_schedule
 from summarymixing.training.traces import TraceOfUpdates
+from summarymixing.training.valid_items import ValidItems
 
 logger = get_logger(__name__)
 
@@ -102,6 +103,7 @@ class PretrainingBrain(ResumableBrain):
         super().__init__(**kwargs)
         h = self.hparams
         self.data = data
+        self.valid_items = ValidItems(vars(h))
         self.schedule = make_schedule(
             h.schedule,
             peak=h.learning_rate,
@@ -565,6 +567,9 @@ class PretrainingBrain(ResumableBrain):
         self.valid_sums.reduce()
         self._check_validation(self.valid_sums)
         metrics = self.valid_sums.metrics()
+        metrics |= self.valid_items.score(
+            self.model.encoder, self.device, self.evaluation_ctx
+        )
         seconds = time.perf_counter() - self.stage_start
         self.run_log.write(
             "valid",
@@ -659,9 +664,7 @@ class PretrainingBrain(ResumableBrain):
         encoder, folder = self.model.encoder, self.folder / ENCODER_NAME
         quantiser = self.model.quantiser
         # The other processes wait: one that ended would take this one along.
-        on_main_process(
-            lambda: save_encoder(encoder, folder, state, quantiser)
-        )
+        on_main_process(lambda: save_encoder(encoder, folder, state, quantiser))
         self.run_log.write_metrics(state)
         self.window.seconds_saving += time.perf_counter() - start
 

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "pretrained": GROUND | {"nnet", "model_card"},
     "lobes": GROUND | {"nnet", "data", "pretrained"},
     "cost": GROUND | {"nnet", "data", "lobes"},
+    "evaluation": GROUND | {"nnet", "data", "pretrained", "lobes"},
     "miniature": GROUND | {"data"},
     "run": GROUND | {"data", "nnet"},
     "suite": GROUND | {"run", "data", "html_page"},

@@ -25,6 +25,7 @@ from summarymixing import Wav2Vec2Encoder
 from summarymixing.data.batching import UpdateBatchSampler
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.errors import UserError
+from summarymixing.evaluation import items as evaluation_items
 from summarymixing.lobes.conformer import ConformerEncoderLayer
 from summarymixing.run import checkpoints
 from summarymixing.run.checkpoint_files import MANIFEST_NAME, seal
@@ -806,6 +807,65 @@ def test_one_utterance_may_be_missing_from_a_validation(
     assert (entry["utterances"], entry["unreadable_utterances"]) == (total, 1)
     expected = f"1 of {total} utterances of the validation could not be read"
     assert expected in (output / "log.txt").read_text()
+
+
+def write_valid_items(manifests: Path, path: Path) -> Path:
+    """Call each half second of the validation one of two phones."""
+    manifest = Manifest.read(manifests / "valid.csv")
+    names = {Path(manifest[n].path).stem for n in range(len(manifest))}
+    lines = ["#file onset offset #phone prev-phone next-phone speaker"]
+    for name in sorted(names):
+        for t in range(8):
+            times = f"{t / 2} {t / 2 + 0.3}"
+            lines.append(f"{name} {times} {'ab'[t % 2]} x y speaker{t % 3}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_items_of_a_validation_change_nothing_else(
+    pretraining_manifests, tmp_path
+):
+    """A run with and one without are equal, to the bit."""
+    items = write_valid_items(pretraining_manifests, tmp_path / "valid.item")
+    file, changes = ROOT / "hparams/pretraining/tiny.yaml", ("--dropout=0.1",)
+    more = ("--checkpoint_every_updates=1", "--valid_items_layer=1")
+    train(file, pretraining_manifests, tmp_path / "without", *changes, more[0])
+    train(
+        file,
+        pretraining_manifests,
+        tmp_path / "with",
+        *changes,
+        *more,
+        f"--valid_items={items}",
+    )
+    without, compared = (
+        weights(tmp_path / "without"),
+        weights(tmp_path / "with"),
+    )
+    assert all(without[name].equal(compared[name]) for name in without)
+    assert _losses(tmp_path / "with") == _losses(tmp_path / "without")
+    valid = [e for e in read_log(tmp_path / "with") if e["stage"] == "valid"]
+    assert len(valid) == 2
+    for entry in valid:
+        for kind in ("within", "across"):
+            assert 0 < entry[f"abx_{kind}"] <= 1
+
+
+def test_items_without_their_audio_end_no_run(
+    pretraining_manifests, tmp_path, monkeypatch
+):
+    items = write_valid_items(pretraining_manifests, tmp_path / "valid.item")
+
+    def read_audio(row: Row) -> torch.Tensor:
+        raise UserError(f"{row.path} is gone")
+
+    monkeypatch.setattr(evaluation_items, "read_audio", read_audio)
+    file, output = ROOT / "hparams/pretraining/tiny.yaml", tmp_path / "out"
+    words = f"--valid_items={items}", "--max_updates=1"
+    train(file, pretraining_manifests, output, *words)
+    entry = read_log(output)[-1]
+    assert entry["stage"] == "valid" and "abx_within" not in entry
+    assert "ABX is left out" in (output / "log.txt").read_text()
 
 
 def test_unreadable_audio_is_skipped_and_listed(

@@ -21,7 +21,13 @@ from summarymixing.lobes.pretraining import (
     Wav2Vec2Pretraining,
     gather_masked_frames,
 )
-from summarymixing.pretrained import read_config, save_encoder
+from summarymixing.nnet.quantiser import GumbelQuantiser
+from summarymixing.pretrained import (
+    QUANTISER_NAME,
+    load_quantiser,
+    read_config,
+    save_encoder,
+)
 from summarymixing.run.processes import on_main_process
 
 # An encoder and a checkpoint that version 0.1.0 wrote, and what it made of
@@ -372,3 +378,22 @@ def test_a_version_that_is_no_number_does_not_crash(version, folder):
     config = {**json.loads(path.read_text()), "version": version}
     path.write_text(json.dumps(config))
     refused(folder, "encoder.json")
+
+
+def test_a_quantiser_beside_its_encoder_is_loaded(tmp_path):
+    saved = GumbelQuantiser(6, num_groups=3, num_codes=5, target_dim=12)
+    folder = save_encoder(make_encoder(), tmp_path, quantiser=saved)
+    loaded = load_quantiser(folder)
+    latents = torch.randn(20, 6)
+    assert loaded(latents).code_ids.equal(saved(latents).code_ids)
+    assert loaded(latents).targets.equal(saved(latents).targets)
+    save_file({"codebook": torch.rand(2, 3, 4)}, tmp_path / QUANTISER_NAME)
+    with pytest.raises(UserError, match="holds no quantiser"):
+        load_quantiser(tmp_path)
+    (tmp_path / QUANTISER_NAME).write_bytes(b"half of")
+    with pytest.raises(UserError, match="not complete"):
+        load_quantiser(tmp_path)
+
+
+def test_without_a_quantiser_there_is_none(folder):
+    assert load_quantiser(folder) is None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from summarymixing.data.items import read_items
 from summarymixing.errors import UserError
 from summarymixing.miniature import (
     build_librilight,
@@ -24,6 +25,7 @@ from summarymixing.miniature.espeak import (
     ESPEAK_RATE_HZ,
     Voice,
     synthesise,
+    synthesise_phonemes,
 )
 from summarymixing.miniature.speakers import MEN, WOMEN, cast_speakers
 from summarymixing.miniature.text import (
@@ -315,6 +317,42 @@ def test_synthesis_is_reproducible(variant):
     time.sleep(1.0)  # those would be seeded with the second of the day
     for a, b in zip(first, synthesise(voice, texts), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_asking_for_phonemes_changes_no_sample():
+    voice = Voice("en-us+f2")
+    texts = ["Anna finds two red apples today", "Bruno hides lamps"]
+    spoken = synthesise_phonemes(voice, texts)
+    for plain, (samples, phonemes) in zip(
+        synthesise(voice, texts), spoken, strict=True
+    ):
+        np.testing.assert_array_equal(plain, samples)
+        starts = [phoneme.start for phoneme in phonemes]
+        assert starts == sorted(starts)
+        assert phonemes[-1].stop == len(samples)
+    names = " ".join(p.name for p in spoken[1].phonemes if not p.is_pause)
+    assert names == "b r u: n oU h aI d z l a m p s"
+
+
+def test_items_say_where_phonemes_are(librispeech_root):
+    """Between its first and its last item an utterance is loud."""
+    for split in UTTERANCES:
+        items = read_items(librispeech_root.parent / f"abx/{split}.item")
+        by_file = {}
+        for item in items:
+            by_file.setdefault(item.file, []).append(item)
+        assert len(by_file) == UTTERANCES[split]
+        for name, own in by_file.items():
+            (path,) = (librispeech_root / split).rglob(f"{name}.flac")
+            assert {item.speaker for item in own} == {path.parts[-3]}
+            samples, rate_hz = soundfile.read(path)
+            inside = np.zeros(len(samples), dtype=bool)
+            for item in own:
+                start, stop = (round(float(t) * rate_hz) for t in item[1:3])
+                inside[start:stop] = True
+            assert rms_db(samples[inside]) > rms_db(samples[~inside]) + 5
+            contexts = [(item.previous, item.next) for item in own]
+            assert contexts[0][0] == contexts[-1][1] == "SIL"
 
 
 def test_synthesis_does_not_saturate():

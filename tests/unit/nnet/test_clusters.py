@@ -13,9 +13,7 @@ def reference(phones, clusters):
     frames = list(zip(phones, clusters, strict=True))
 
     def share(phone=None, cluster=None):
-        hits = [
-            phone in (None, p) and cluster in (None, c) for p, c in frames
-        ]
+        hits = [phone in (None, p) and cluster in (None, c) for p, c in frames]
         return sum(hits) / len(frames)
 
     ys, zs = sorted(set(phones)), sorted(set(clusters))
