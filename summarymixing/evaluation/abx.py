@@ -209,20 +209,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    arguments = make_parser().parse_args(argv)
-    device = arguments.device or (
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )
-    layers = _read_layers(arguments.layers)
-    items = ItemSet.read(arguments.items, arguments.audio)
+    """Run the command line."""
+    run(make_parser().parse_args(argv))
+
+
+def run(options: Any) -> int:
+    """Score an encoder, print a table, and return the exit status.
+
+    Arguments
+    ---------
+    options : object
+        Has what `make_parser` declares as attributes.
+    """
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    layers = _read_layers(options.layers)
+    items = ItemSet.read(options.items, options.audio)
     encoder = load_frozen_encoder(
         {
-            "encoder": arguments.encoder,
+            "encoder": options.encoder,
             "mixer": None,
-            "random_encoder": arguments.random,
-            "seed": arguments.seed,
-            "precision": arguments.precision,
+            "random_encoder": options.random,
+            "seed": options.seed,
+            "precision": options.precision,
             "encoder_train_mode": False,
         }
     ).to(device)
@@ -230,45 +238,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{len(items.items):,} items of {len(speakers)} speakers in "
         f"{len(items.recordings):,} recordings"
-        + (
-            f"; {items.left_out:,} shorter than a frame are left out"
-            * bool(items.left_out)
-        )
     )
+    if items.left_out:
+        print(f"{items.left_out:,} shorter than a frame are left out")
     settings = AbxSettings(
-        arguments.pooled,
-        arguments.max_size_group or None,
-        arguments.max_x_across or None,
-        arguments.seed,
+        options.pooled,
+        options.max_size_group or None,
+        options.max_x_across or None,
+        options.seed,
     )
     # Before what takes long: it may refuse the items.
-    codes = _score_codes(arguments, encoder, items, device)
+    codes = _score_codes(options, encoder, items, device)
     errors = evaluate(
         encoder,
         items,
         layers,
         settings,
         device=device,
-        memory_gb=arguments.memory,
+        memory_gb=options.memory,
     )
     print(as_table(errors))
     if codes is not None:
         print(describe_codes(codes))
-    if arguments.out is not None:
+    if options.out is not None:
         about = {
-            "encoder": arguments.encoder,
-            "random": arguments.random,
+            "encoder": options.encoder,
+            "random": options.random,
             "encoder_digest": digest(encoder),
-            "items": str(arguments.items),
+            "items": str(options.items),
             "num_items": len(items.items),
             "left_out": items.left_out,
             **vars(settings),
         }
         try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out, {**about, **as_json(errors, codes)})
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.out, {**about, **as_json(errors, codes)})
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
+    return 0
 
 
 def _read_layers(text: str) -> list[int] | None:
@@ -283,20 +290,23 @@ def _read_layers(text: str) -> list[int] | None:
 
 
 def _score_codes(
-    arguments: argparse.Namespace,
+    options: Any,
     encoder: FrozenEncoder,
     items: ItemSet,
     device: str,
 ) -> CodeScores | None:
-    if not arguments.codes:
+    if not options.codes:
         return None
+    # A folder of HuggingFace and a name have none.
+    quantiser = load_quantiser(options.encoder)
     inner = encoder.inner
-    quantiser = None
-    if isinstance(inner, Wav2Vec2Encoder) and not arguments.random:
-        quantiser = load_quantiser(arguments.encoder)
-    if not isinstance(inner, Wav2Vec2Encoder) or quantiser is None:
+    if (
+        quantiser is None
+        or options.random
+        or not isinstance(inner, Wav2Vec2Encoder)
+    ):
         raise UserError(
-            f"--codes: {arguments.encoder} has no codes; they are those of "
+            f"--codes: {options.encoder} has no codes; they are those of "
             "OUTPUT_FOLDER/encoder of a pre-training run, in "
             "quantiser.safetensors. Start the run again to have it written"
         )
