@@ -107,7 +107,8 @@ def build_librispeech(
         for reading in readings:
             yield partial(_write_reading, root, reading, seed, items)
 
-    arguments = {"seed": seed, "utterances": dict(counts)}
+    # The items too: a corpus of version 0.1.0 has none, and is to be deleted.
+    arguments = {"seed": seed, "utterances": dict(counts), "items": ITEMS}
     return build_once(dest, "LibriSpeech", arguments, make_jobs)
 
 
