@@ -23,6 +23,7 @@ from summarymixing.options import add_arguments
 
 # The name of each module, and what it does.
 COMMANDS = {
+    "abx": "tell how well an encoder tells phones apart",
     "encode": "turn recordings of any length into features",
 }
 

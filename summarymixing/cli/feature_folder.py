@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shutil
 import sys
 from collections import Counter
@@ -19,6 +18,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from summarymixing import __version__
+from summarymixing.cli.values import (
+    MEAN,
+    choose_device,
+    read_layers,
+    read_memory,
+)
 from summarymixing.data.audio import (
     SAMPLE_RATE_HZ,
     AudioBlocks,
@@ -54,9 +59,6 @@ SETTINGS_NAME = "features.json"
 RECORDINGS_NAME = "recordings.jsonl"
 UNREADABLE_NAME = "unreadable.txt"
 FORMAT = "summarymixing.features"
-MEAN = "mean"
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20}
-UNITS |= {"GIB": 2**30, "": 1}
 ONE_WINDOW_SECONDS = float(WINDOW_SECONDS + 2 * CONTEXT_SECONDS)
 
 
@@ -74,7 +76,7 @@ def encode_all(options: Any) -> int:
         The exit status: 0, or `DATA_ERROR_STATUS` if some cannot be read.
     """
     memory = read_memory(options.memory)
-    device = _device(options)
+    device = choose_device(options.device, options.precision)
     rows, unreadable = list_recordings(options.audio)
     found = len(rows) + len(unreadable)
     encoder = FrozenEncoder(
@@ -164,49 +166,6 @@ def list_recordings(audio: Path) -> tuple[list[Row], list[tuple[str, str]]]:
 
 def _stem(file: str) -> str:
     return str(Path(file).with_suffix(""))
-
-
-def read_memory(text: str) -> float:
-    """Return the bytes that a text such as 2GB means.
-
-    Example
-    -------
-    >>> read_memory("2GB"), read_memory("500 MiB")
-    (2000000000.0, 524288000.0)
-    """
-    found = re.fullmatch(r"(\d+\.?\d*)\s*([KMG]I?B|)", text.strip().upper())
-    number = float(found[1]) * UNITS[found[2]] if found else 0
-    if number < 10e6:
-        raise UserError(
-            f"--memory={text} must be a size of 10MB or more, as in 2GB"
-        )
-    return number
-
-
-def read_layers(text: str, num_layers: int) -> list[int] | None:
-    """Return the layers that --layers names; None for their mean.
-
-    Example
-    -------
-    >>> read_layers("all", 2), read_layers("2,0", 2), read_layers("mean", 2)
-    ([0, 1, 2], [2, 0], None)
-    """
-    if text == MEAN:
-        return None
-    if text == "all":
-        return list(range(num_layers + 1))
-    words = text.split(",")
-    layers = [int(word) for word in words if word.strip().isdecimal()]
-    if len(layers) < len(words) or len(set(layers)) < len(layers):
-        raise UserError(
-            f"--layers={text} must be all, mean, or numbers as in 6,12"
-        )
-    if max(layers) > num_layers:
-        raise UserError(
-            f"--layers={text}: this encoder has the layers 0 (the input of "
-            f"the first) to {num_layers}"
-        )
-    return layers
 
 
 class FeatureFolder:
@@ -538,21 +497,6 @@ class Encoding:
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def _device(options: Any) -> torch.device:
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(options.device or found)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device={options.device} cannot be used here ({error}); give "
-            "cpu, cuda or cuda:INDEX, or leave it out"
-        ) from error
-    if options.precision == "fp16" and device.type == "cpu":
-        raise UserError("--precision=fp16 needs a GPU; give bf16 or fp32")
-    return device
 
 
 def _find_mixer(name: str | None) -> Any:

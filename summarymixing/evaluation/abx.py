@@ -1,42 +1,26 @@
-"""ABX errors of an encoder, by layer: how well features tell phones apart.
-
-Nothing is trained: the numbers need an item file, which says where each phone
-is, and the recordings. An error of 50 % is a blind guess. ITEMS has the format
-of ZeroSpeech and Libri-Light (`dev-clean.item`); AUDIO is a folder that holds
-the recordings at any depth, or a manifest of them.
-"""
+"""ABX errors of an encoder, by layer, and how they are shown."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from summarymixing.errors import UserError, exit_on_user_error
+from summarymixing.errors import UserError
 from summarymixing.evaluation.items import (
     BYTES_PER_VALUE,
     AbxSettings,
     CodeScores,
     ItemSet,
-    score_codes,
     score_layers,
 )
-from summarymixing.files import describe_os_error, write_json
 from summarymixing.lobes.encoders import (
-    PRECISIONS,
     FrozenEncoder,
-    digest,
-    load_frozen_encoder,
 )
-from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.abx import AbxErrors
-from summarymixing.pretrained import load_quantiser
 
-ALL = "all"
 DECIMALS = 2
 
 
@@ -47,7 +31,7 @@ def evaluate(
     settings: AbxSettings | None = None,
     *,
     device: torch.device | str = "cpu",
-    memory_gb: float = 4.0,
+    memory: float = 4e9,
 ) -> dict[int, AbxErrors]:
     """Return the ABX errors of the hidden states of an encoder.
 
@@ -63,9 +47,9 @@ def evaluate(
         How; by default as ZeroSpeech does.
     device : torch.device or str
         Where to compute.
-    memory_gb : float
-        For hidden states that wait: where those of all layers need more, the
-        audio is encoded more than once.
+    memory : float
+        Bytes for hidden states that wait: where those of all layers need
+        more, the audio is encoded more than once.
     """
     inner = encoder.inner
     chosen = list(range(inner.num_layers + 1)) if layers is None else layers
@@ -74,7 +58,7 @@ def evaluate(
             f"--layers: there is no layer {wrong[0]}; this encoder has 0 (the "
             f"input of the first layer) to {inner.num_layers}"
         )
-    layer_gb = items.num_frames() * inner.d_model * BYTES_PER_VALUE / 1e9
+    of_layer = items.num_frames() * inner.d_model * BYTES_PER_VALUE
     errors = score_layers(
         encoder,
         items,
@@ -82,7 +66,7 @@ def evaluate(
         settings,
         device=device,
         compare_on=device,
-        layers_at_a_time=max(1, int(memory_gb / layer_gb)),
+        layers_at_a_time=max(1, int(memory / of_layer)),
         show_progress=True,
     )
     return dict(errors)
@@ -152,168 +136,3 @@ def as_json(
             for name, score in named.items()
         },
     }
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="summarymixing abx",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "encoder",
-        help="OUTPUT_FOLDER/encoder of a run, a name on the Hugging Face hub, "
-        "or log_mel",
-    )
-    add("items", type=Path, help="item file")
-    add("audio", type=Path, help="folder or manifest of the recordings")
-    add("--layers", default=ALL, metavar="N,N", help="default: all, from 0")
-    add("--random", action="store_true", help="draw its weights anew")
-    add("--seed", type=int, default=0, help="of what is drawn")
-    pooled = "compare the mean frame of items, without time warping"
-    add("--pooled", action="store_true", help=pooled)
-    add(
-        "--max_size_group",
-        type=int,
-        default=AbxSettings.max_size_group,
-        metavar="N",
-        help="items of one phone, context and speaker that are drawn of more; "
-        "0 takes all (default: %(default)s, as ZeroSpeech)",
-    )
-    add(
-        "--max_x_across",
-        type=int,
-        default=AbxSettings.max_x_across,
-        metavar="N",
-        help="other speakers that are drawn for each A; 0 takes all "
-        "(default: %(default)s, as ZeroSpeech)",
-    )
-    add(
-        "--codes",
-        action="store_true",
-        help="also compare the codes of the quantiser with the phones",
-    )
-    add("--device", default=None, help="default: a GPU where there is one")
-    add("--precision", choices=PRECISIONS, default="fp32")
-    add(
-        "--memory",
-        type=float,
-        default=4.0,
-        metavar="GB",
-        help="for hidden states that wait (default: %(default)s)",
-    )
-    add("--out", type=Path, metavar="FILE.json", help="write the numbers")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    run(make_parser().parse_args(argv))
-
-
-def run(options: Any) -> int:
-    """Score an encoder, print a table, and return the exit status.
-
-    Arguments
-    ---------
-    options : object
-        Has what `make_parser` declares as attributes.
-    """
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    layers = _read_layers(options.layers)
-    items = ItemSet.read(options.items, options.audio)
-    encoder = load_frozen_encoder(
-        {
-            "encoder": options.encoder,
-            "mixer": None,
-            "random_encoder": options.random,
-            "seed": options.seed,
-            "precision": options.precision,
-            "encoder_train_mode": False,
-        }
-    ).to(device)
-    speakers = {item.speaker for item in items.items}
-    print(
-        f"{len(items.items):,} items of {len(speakers)} speakers in "
-        f"{len(items.recordings):,} recordings"
-    )
-    if items.left_out:
-        print(f"{items.left_out:,} shorter than a frame are left out")
-    settings = AbxSettings(
-        options.pooled,
-        options.max_size_group or None,
-        options.max_x_across or None,
-        options.seed,
-    )
-    # Before what takes long: it may refuse the items.
-    codes = _score_codes(options, encoder, items, device)
-    errors = evaluate(
-        encoder,
-        items,
-        layers,
-        settings,
-        device=device,
-        memory_gb=options.memory,
-    )
-    print(as_table(errors))
-    if codes is not None:
-        print(describe_codes(codes))
-    if options.out is not None:
-        about = {
-            "encoder": options.encoder,
-            "random": options.random,
-            "encoder_digest": digest(encoder),
-            "items": str(options.items),
-            "num_items": len(items.items),
-            "left_out": items.left_out,
-            **vars(settings),
-        }
-        try:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.out, {**about, **as_json(errors, codes)})
-        except OSError as error:
-            raise UserError(describe_os_error(error)) from error
-    return 0
-
-
-def _read_layers(text: str) -> list[int] | None:
-    if text == ALL:
-        return None
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--layers={text}: give numbers, such as 6,12, or all"
-        ) from None
-
-
-def _score_codes(
-    options: Any,
-    encoder: FrozenEncoder,
-    items: ItemSet,
-    device: str,
-) -> CodeScores | None:
-    if not options.codes:
-        return None
-    # A folder of HuggingFace and a name have none.
-    quantiser = load_quantiser(options.encoder)
-    inner = encoder.inner
-    if (
-        quantiser is None
-        or options.random
-        or not isinstance(inner, Wav2Vec2Encoder)
-    ):
-        raise UserError(
-            f"--codes: {options.encoder} has no codes; they are those of "
-            "OUTPUT_FOLDER/encoder of a pre-training run, in "
-            "quantiser.safetensors. Start the run again to have it written"
-        )
-    return score_codes(
-        inner, quantiser.to(device), items, device=device, show_progress=True
-    )
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

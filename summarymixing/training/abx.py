@@ -42,7 +42,7 @@ def _score(hparams: dict[str, Any], device: str) -> None:
         items,
         settings=settings,
         device=device,
-        memory_gb=hparams["memory_gb"],
+        memory=1e9 * hparams["memory_gb"],
     )
     best = {kind: best_layer(errors, kind) for kind in hparams["test_splits"]}
     splits = {
