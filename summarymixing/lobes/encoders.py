@@ -6,8 +6,9 @@ Letters: B utterances, S samples at 16 kHz, T frames (20 ms), D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ PRECISIONS = {
 }
 
 LOG_MEL = "log_mel"  # what users type
+SIGNAL_SAMPLES = 32_000  # of what `FrozenEncoder.identity` encodes
 UNIT_DB = 20.0  # brings log-Mel features near to a deviation of 1
 
 
@@ -80,6 +82,43 @@ class LogMelEncoder(MelFilterbank, LongAudioEncoder):
         return Wav2Vec2Output([frames], padding_mask)
 
 
+class StackedOutput(NamedTuple):
+    """A `Wav2Vec2Output` whose states are one tensor, 0 on padding."""
+
+    hidden_states: Tensor  # (L+1, B, T, D)
+    padding_mask: Tensor  # (B, T), bool, True on padding
+
+    @classmethod
+    def pad(cls, utterances: Sequence[Tensor]) -> StackedOutput:
+        """Put B utterances, each (L + 1, T_b, D), into one batch.
+
+        Example
+        -------
+        >>> batch = StackedOutput.pad(
+        ...     [torch.ones(3, 5, 8), torch.ones(3, 4, 8)]
+        ... )
+        >>> batch.hidden_states.shape, batch.padding_mask.sum(dim=1)
+        (torch.Size([3, 2, 5, 8]), tensor([0, 1]))
+        """
+        num_states, _, d_model = utterances[0].shape
+        lengths = [utterance.shape[1] for utterance in utterances]
+        batch = utterances[0].new_zeros(
+            num_states, len(lengths), max(lengths), d_model
+        )
+        for number, length in enumerate(lengths):
+            batch[:, number, :length] = utterances[number]
+        num_frames = torch.tensor(lengths, device=batch.device)
+        return cls(batch, padding_mask_from_lengths(num_frames, max(lengths)))
+
+    def to(self, device: torch.device | str) -> StackedOutput:
+        """Copy to a device, without waiting where the memory is pinned."""
+        return StackedOutput(*(x.to(device, non_blocking=True) for x in self))
+
+    def pin_memory(self) -> StackedOutput:
+        """Pin what is copied, for the data loader."""
+        return StackedOutput(*(x.pin_memory() for x in self))
+
+
 class FrozenEncoder(nn.Module):
     """An encoder without gradients that stays in eval mode.
 
@@ -95,6 +134,11 @@ class FrozenEncoder(nn.Module):
     train_mode : bool
         Whether the encoder follows `train()`, to reproduce MP3S: dropout and
         layer drop are then on while the head learns.
+    alone : bool
+        Whether each utterance is encoded by itself. Sums of a batch are
+        rounded by its shape, so this alone makes states that do not depend,
+        in their last bits, on who is with whom. In train mode, where they
+        differ anyway, batches are encoded whole.
 
     Example
     -------
@@ -109,11 +153,12 @@ class FrozenEncoder(nn.Module):
         *,
         precision: str = "fp32",
         train_mode: bool = False,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         self.inner = encoder.requires_grad_(False)
         self.dtype = PRECISIONS[precision]
-        self.train_mode = train_mode
+        self.train_mode, self.alone = train_mode, alone
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -128,13 +173,56 @@ class FrozenEncoder(nn.Module):
         return torch.autocast(device_type, self.dtype, enabled=reduced)
 
     @torch.no_grad()
-    def forward(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
+    def forward(
+        self, wavs: Tensor, wav_lens: Tensor
+    ) -> Wav2Vec2Output | StackedOutput:
         """Encode wavs (B, S), wav_lens (B,) to states that are 0 on padding."""
+        if not self.alone or self.inner.training:
+            return self._encode_batch(wavs, wav_lens)
+        lengths = absolute_lengths(wav_lens, wavs.shape[1]).tolist()
+        # Copies, so that each begins in memory as an utterance alone does.
+        utterances = [
+            self.encode(wav[:length].clone())
+            for wav, length in zip(wavs, lengths, strict=True)
+        ]
+        return StackedOutput.pad(utterances)
+
+    @torch.no_grad()
+    def encode(self, wav: Tensor) -> Tensor:
+        """Encode one utterance, (S,), to float32 states, (L + 1, T, D)."""
+        out = self._encode_batch(wav[None], wav.new_ones(1))
+        return torch.cat([state.float() for state in out.hidden_states])
+
+    def _encode_batch(self, wavs: Tensor, wav_lens: Tensor) -> Wav2Vec2Output:
         with self.autocast(wavs.device.type):
             out = self.inner(wavs, wav_lens)
         for state in out.hidden_states:
             state.masked_fill_(out.padding_mask.unsqueeze(-1), 0)
         return out
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def identity(self) -> dict[str, Any]:
+        """Return what its states depend on beside the audio, as JSON.
+
+        The states of a fixed signal are part of it. They tell what weights do
+        not: heads, front end, precision, mixers of other packages, and the
+        arithmetic of the device.
+        """
+        time = torch.arange(SIGNAL_SAMPLES) / SIGNAL_SAMPLES
+        signal = time * torch.sin(600 * time) + 0.5 * torch.sin(2e4 * time**2)
+        states = self.encode(signal.to(self.device)).cpu()
+        summary = hashlib.blake2b(states.numpy().tobytes(), digest_size=16)
+        return {
+            "class": type(self.inner).__name__,
+            "weights": digest(self),
+            "signal": summary.hexdigest(),
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
 
 
 def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
@@ -143,9 +231,10 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
     Arguments
     ---------
     hparams : mapping
-        `encoder`, `mixer`, `random_encoder`, `seed`, `precision` and
-        `encoder_train_mode` of hparams/shared/probe.yaml. The encoder is a
-        folder of this project, a folder or name for HuggingFace, or log_mel.
+        `encoder`, `mixer`, `random_encoder`, `seed`, `precision`,
+        `encoder_train_mode` and `encode_alone` of hparams/shared/probe.yaml.
+        The encoder is a folder of this project, a folder or name for
+        HuggingFace, or log_mel.
 
     Raises
     ------
@@ -159,6 +248,7 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
         encoder,
         precision=hparams["precision"],
         train_mode=hparams["encoder_train_mode"],
+        alone=hparams["encode_alone"],
     )
 
 

@@ -80,6 +80,7 @@ def load(folder, **extra):
         "seed": 1,
         "precision": "fp32",
         "encoder_train_mode": False,
+        "encode_alone": False,
     }
     return load_frozen_encoder({**hparams, **extra})
 

@@ -39,13 +39,14 @@ def test_precision_is_that_of_the_computation():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weighted_sum_equals_its_definition(dtype):
+@pytest.mark.parametrize("form", [list, torch.stack])
+def test_weighted_sum_equals_its_definition(dtype, form):
     torch.manual_seed(0)
     states = [torch.randn(2, 5, 3).to(dtype) for _ in range(4)]
     direction = torch.randn(2, 5, 3)
     mixture = WeightedSum(4)
     torch.testing.assert_close(
-        mixture(states), torch.stack(states).float().mean(dim=0)
+        mixture(form(states)), torch.stack(states).float().mean(dim=0)
     )
     with torch.no_grad():
         mixture.logits.copy_(torch.randn(4))
@@ -55,7 +56,7 @@ def test_weighted_sum_equals_its_definition(dtype):
         torch.softmax(reference_logits, 0),
         torch.stack(states).float(),
     )
-    output = mixture(states)
+    output = mixture(form(states))
     assert output.dtype == torch.float32
     torch.testing.assert_close(output, reference)
     (output * direction).sum().backward()
