@@ -35,6 +35,13 @@ from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested_anywhere
 from summarymixing.training import layer_weights
 from summarymixing.training.classification import ALL, SPEAKERS
+from summarymixing.training.encode_once import (
+    AUTO,
+    DTYPES,
+    OFF,
+    ON,
+    encode_once,
+)
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
 from summarymixing.training.task_brain import TaskBrain
@@ -49,6 +56,23 @@ class ProbeBrain(TaskBrain):
         See `TaskBrain`; `hparams` has the keys of hparams/shared/probe.yaml,
         `modules` is {"encoder": FrozenEncoder, "probe": Probe}.
     """
+
+    def train_and_test(self) -> None:
+        """Encode what no run has stored, train and test."""
+        self.encode_once()
+        super().train_and_test()
+
+    def encode_once(self) -> None:
+        """Take stored states in place of audio, as far as they fit."""
+        last = on_main_process(self.checkpointer.find_checkpoint)
+        left = self.num_updates - (last.meta["update"] if last else 0)
+        self.data = encode_once(
+            self.data,
+            self.task,
+            self.modules["encoder"],
+            vars(self.hparams),
+            trains_an_epoch=left >= self.data.first_update(1),
+        )
 
     def init_optimizers(self) -> None:
         """Make one optimiser for the head and one for the layer weights."""
@@ -73,7 +97,9 @@ class ProbeBrain(TaskBrain):
     ) -> tuple[Tensor, Tensor]:
         """Return what the head predicts, and the padding mask (B, T)."""
         batch = batch.to(self.device)
-        encoded = self.modules["encoder"](batch.wavs, batch.wav_lens)
+        encoded = batch.encoded  # where it is stored
+        if encoded is None:
+            encoded = self.modules["encoder"](batch.wavs, batch.wav_lens)
         # In evaluation not through DDP: processes may have unequal numbers
         # of batches there.
         training = stage == sb.Stage.TRAIN
@@ -197,8 +223,15 @@ def make_brain(hparams: dict[str, Any], run_opts: Any) -> ProbeBrain:
         SpeechBrain's options from the command line.
     """
     task = hparams["task"]
+    # Words of YAML that its older version takes for truth values.
+    cache = {True: ON, False: OFF}.get(hparams["cache_features"])
+    hparams = {**hparams, "cache_features": cache or hparams["cache_features"]}
     check_task_choices(
-        hparams, task, anneal_on=("loss", "epoch", *task.metrics)
+        hparams,
+        task,
+        anneal_on=("loss", "epoch", *task.metrics),
+        cache_features=(AUTO, ON, OFF),
+        cache_dtype=tuple(DTYPES),
     )
     encoder = load_frozen_encoder(hparams)
     data = load_probe_data(hparams, task)

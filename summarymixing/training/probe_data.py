@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from speechbrain.utils.logger import get_logger
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from summarymixing.data.batching import (
     BatchPlan,
     EpochBatchSampler,
+    EpochIndex,
     UpdateBatchSampler,
     Utterance,
     UtteranceDataset,
@@ -22,7 +23,9 @@ from summarymixing.data.batching import (
     start_worker,
 )
 from summarymixing.data.manifest import Manifest, Row
+from summarymixing.data.state_store import StateStore
 from summarymixing.errors import UserError
+from summarymixing.lobes.encoders import StackedOutput
 from summarymixing.run.processes import rank, world_size
 from summarymixing.training.probe_task import ProbeTask, Role
 
@@ -34,13 +37,15 @@ class ProbeBatch:
     """Utterances with their labels.
 
     rows : B manifest rows; wavs : (B, S); wav_lens : (B,), relative;
-    unreadable : a message for each utterance without audio.
+    unreadable : a message for each utterance without audio; encoded : the
+    states of all utterances, where they are stored, in place of audio.
     """
 
     rows: list[Row]
     wavs: Tensor
     wav_lens: Tensor
     unreadable: list[str]
+    encoded: StackedOutput | None = None
 
     def to(self, device: torch.device | str) -> ProbeBatch:
         """Copy to a device; UserError if audio could not be read.
@@ -53,12 +58,14 @@ class ProbeBatch:
             raise UserError(self.unreadable[0])
         wavs = self.wavs.to(device, non_blocking=True)
         wav_lens = self.wav_lens.to(device, non_blocking=True)
-        return replace(self, wavs=wavs, wav_lens=wav_lens)
+        encoded = self.encoded and self.encoded.to(device)
+        return replace(self, wavs=wavs, wav_lens=wav_lens, encoded=encoded)
 
     def pin_memory(self) -> ProbeBatch:
         """Pin what is copied, for the data loader."""
         wavs, wav_lens = self.wavs.pin_memory(), self.wav_lens.pin_memory()
-        return replace(self, wavs=wavs, wav_lens=wav_lens)
+        encoded = self.encoded and self.encoded.pin_memory()
+        return replace(self, wavs=wavs, wav_lens=wav_lens, encoded=encoded)
 
 
 def collate(utterances: Sequence[Utterance]) -> ProbeBatch:
@@ -70,6 +77,41 @@ def collate(utterances: Sequence[Utterance]) -> ProbeBatch:
         wav_lens,
         unreadable=[u.error for u in utterances if u.error],
     )
+
+
+class StoredUtterances(Dataset[tuple[Row, Tensor]]):
+    """Utterances of a manifest with their stored states, (L + 1, T, D).
+
+    Arguments
+    ---------
+    manifest : Manifest
+        The utterances, as they are; none is adapted.
+    keys : sequence of str
+        What each is filed under.
+    store : StateStore
+        It holds all of them.
+    """
+
+    def __init__(
+        self, manifest: Manifest, keys: Sequence[str], store: StateStore
+    ) -> None:
+        self.manifest, self.keys, self.store = manifest, keys, store
+
+    def __len__(self) -> int:
+        """Return the number of utterances."""
+        return len(self.manifest)
+
+    def __getitem__(self, item: int | EpochIndex) -> tuple[Row, Tensor]:
+        """Return a row and its states, which are not read yet."""
+        index = item.utterance if isinstance(item, EpochIndex) else item
+        return self.manifest[index], self.store[self.keys[index]]
+
+
+def collate_stored(items: Sequence[tuple[Row, Tensor]]) -> ProbeBatch:
+    """Read the states of utterances into a batch."""
+    rows, states = zip(*items, strict=True)
+    none = torch.empty(0)
+    return ProbeBatch(list(rows), none, none, [], StackedOutput.pad(states))
 
 
 @dataclass
@@ -205,6 +247,24 @@ def _kept(manifest: Manifest, task: ProbeTask, role: Role) -> Manifest:
             "%s: %s utterances are used for %s", manifest.path, shares, role
         )
     return kept
+
+
+def from_store(
+    loader: DataLoader[ProbeBatch], keys: Sequence[str], store: StateStore
+) -> DataLoader[ProbeBatch]:
+    """Return a loader of the same batches whose states are stored.
+
+    It has no workers. They would hand over batches in /dev/shm, which is
+    small in containers, and states are thirty times larger than audio; to
+    read them is one copy.
+    """
+    utterances: Any = loader.dataset
+    return DataLoader[Any](
+        StoredUtterances(utterances.manifest, keys, store),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=collate_stored,
+        pin_memory=loader.pin_memory,
+    )
 
 
 def _loader(

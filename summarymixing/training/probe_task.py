@@ -62,6 +62,10 @@ class ProbeTask(ABC):
         """
         return row
 
+    def adapts(self) -> bool:
+        """Return whether `adapt` may change a row, in each epoch anew."""
+        return type(self).adapt is not ProbeTask.adapt
+
     def for_test(self) -> ProbeTask:
         """Return the task of the test splits, where it is another one.
 

@@ -106,6 +106,10 @@ class VerificationTask(ClassificationTask):
                 "on whole rows with --task={crop_s: null}"
             )
 
+    def adapts(self) -> bool:
+        """Return whether training takes random windows."""
+        return self.crop_s is not None
+
     def adapt(self, row: Row, epoch: int) -> Row:
         """Move the segment of a row to a random place of its recording."""
         if self.crop_s is None:

@@ -14,10 +14,12 @@ import torch
 
 from summarymixing import Wav2Vec2Encoder, miniature
 from summarymixing.data.prepare import CORPORA
+from summarymixing.lobes.encoders import SIGNAL_SAMPLES, FrozenEncoder
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.launch import run
 from summarymixing.suite.command_runner import TORCHRUN
 from summarymixing.suite.tasks import benchmark_tasks
+from summarymixing.training import probe as training_probe
 from summarymixing.training.probe import probe, run_probe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +168,41 @@ def test_all_folds_with_mean_and_deviation(manifests, encoder, tmp_path):
     assert joined["accuracy_std"] == pytest.approx(accuracies.std().item())
     low, high = joined["accuracy_interval"]
     assert low < joined["accuracy"] < high
+
+
+def test_folds_and_seeds_encode_once(manifests, encoder, tmp_path, monkeypatch):
+    """The numbers are those without stored states, bit for bit."""
+    encode, encoded = FrozenEncoder.encode, []
+
+    def spy(self, wav):
+        if len(wav) != SIGNAL_SAMPLES:  # what tells encoders apart
+            encoded.append(wav)
+        return encode(self, wav)
+
+    monkeypatch.setattr(FrozenEncoder, "encode", spy)
+    monkeypatch.setattr(training_probe, "SPEAKERS", (1, 2))  # of ten folds
+
+    def probe_folds(name, *extra):
+        encoded.clear()
+        folder = tmp_path / name
+        words = command("iemocap_linear", manifests, encoder, folder)
+        words = [w for w in words if w != "--max_updates=2"]
+        states = f"--cache_folder={tmp_path / 'states'}"
+        options = ["--fold=all", "--number_of_epochs=2", states, *extra]
+        run(run_probe, [*words, *options])
+        logs = [
+            (folder / f"fold_{fold}" / "log.jsonl").read_text()
+            for fold in (1, 2)
+        ]
+        return len(encoded), read_metrics(folder), logs
+
+    table = manifests("iemocap") / "utterances.csv"
+    total = len(table.read_text().splitlines()) - 1
+    num_without, *without = probe_folds("off", "--cache_features=off")
+    num_with, *stored = probe_folds("on", "--cache_features=on")
+    assert stored == without
+    assert num_without > 3 * total and num_with == total
+    assert probe_folds("seed", "--seed=7")[0] == 0
 
 
 def test_another_fold_needs_another_folder(
