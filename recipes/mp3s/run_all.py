@@ -12,9 +12,11 @@ librispeech, commonvoice_cy, commonvoice_eu, slurp, iemocap, voxceleb1:
     manifests: /scratch/manifests                  # where the others go
 
 Prepares what is missing, runs every task for every encoder and seed, and
-goes on after one that failed. The same command again runs only what is not
-done; Ctrl-C and SIGTERM stop it in good order. Exit status: 0 all done, 1
-some failed, 2 a mistake in the command, 75 or 130 stopped.
+goes on after one that failed. Each utterance is encoded once for all runs;
+OUTPUT_FOLDER/states holds the states and may be deleted afterwards. The same
+command again runs only what is not done; Ctrl-C and SIGTERM stop it in good
+order. Exit status: 0 all done, 1 some failed, 2 a mistake in the command, 75
+or 130 stopped.
 """
 
 from __future__ import annotations

@@ -132,9 +132,13 @@ class ProbeRun(Command):
         return None
 
 
+# Where files lie, and whether states are stored, changes no result.
+PLACES = ("--output_folder=", "--cache_folder=", "--cache_features=")
+
+
 def _identity(command: list[str]) -> list[str]:
     """Return what a result depends on: not the place, nor the order."""
-    return sorted(w for w in command if not w.startswith("--output_folder="))
+    return sorted(word for word in command if not word.startswith(PLACES))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

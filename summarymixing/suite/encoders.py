@@ -13,7 +13,7 @@ from summarymixing.errors import UserError
 
 NAME = re.compile(r"\w[\w.+-]*")
 # Folders that stand beside those of the encoders.
-RESERVED = ("manifests", "preparation")
+RESERVED = ("manifests", "preparation", "states")
 CONFIGS = ("encoder.json", "config.json")  # ours, Hugging Face's
 DIGESTED_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".ckpt")
 LOG_MEL = "log_mel"  # as probes take it: features without a model

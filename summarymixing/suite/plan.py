@@ -17,6 +17,7 @@ from summarymixing.suite.encoders import EncoderSource
 from summarymixing.suite.tasks import BenchmarkTask
 
 SHOWN_CONFLICTS = 5
+STATES = "states"  # the folder for what encoders have given
 # Keys of probes that have an option of their own.
 OPTIONS_OF_KEYS = {
     "encoder": "--encoder",
@@ -190,7 +191,12 @@ def _make_run(
         words.append("--random_encoder=True")
     if "fold" in tree:
         words.append(f"--fold={settings.fold}")
-    words += settings.words_for(task)
+    chosen = settings.words_for(task)
+    if not any(word.startswith("--cache_folder=") for word in chosen):
+        # One for all runs: seeds, folds, heads and tasks share its states.
+        states = settings.path(settings.output_folder / STATES)
+        words.append(f"--cache_folder={states}")
+    words += chosen
     words.append("--noprogressbar")  # the output goes to a file
     made_from = str(corpus.source or corpus.items or "manifests")
     text = task.hparams.as_text().encode()

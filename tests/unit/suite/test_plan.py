@@ -70,6 +70,7 @@ def test_commands_are_what_a_user_would_type(plan, tmp_path):
         f"--manifests={tmp_path / 'm'}",
         f"--output_folder={out}",
         "--seed=1986",
+        f"--cache_folder={tmp_path / 'out' / 'states'}",
         "--device=cpu",
         "--batch_size=2",
         "--noprogressbar",
@@ -106,6 +107,18 @@ def test_every_encoder_gets_every_task_and_the_seeds_come_last(plan):
         False,
         True,
     ]
+
+
+def test_one_folder_of_states_serves_all_runs_unless_told(plan):
+    (run,) = plan("librispeech_lstm:cache_folder=/scratch").runs
+    given = [w for w in run.words if w.startswith("--cache_folder=")]
+    assert given == ["--cache_folder=/scratch"]
+
+
+@pytest.mark.parametrize("change", ["cache_features=off", "cache_folder=/x"])
+def test_stored_states_change_no_result(plan, change):
+    finish(plan().runs[0])
+    assert plan(change).to_do == []
 
 
 def test_iemocap_runs_all_folds_unless_told(plan):
