@@ -9,6 +9,7 @@ import gc
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 from torch import Tensor, nn
 
 from summarymixing.errors import UserError
-from summarymixing.files import write_json
+from summarymixing.files import sha256_of, write_json
 from summarymixing.lobes.encoders import (
     PRECISIONS,
     digest,
@@ -30,7 +31,7 @@ from summarymixing.nnet.bootstrap import mean_interval
 from summarymixing.nnet.randomness import derive_seed
 from summarymixing.run.brain import count_parameters
 from summarymixing.run.checkpoints import open_checkpoints
-from summarymixing.run.hparams_file import check_choices, load_hparams
+from summarymixing.run.hparams_file import HparamsFile, check_choices
 from summarymixing.run.processes import on_main_process
 from summarymixing.run.stopping import Stopped, stop_requested_anywhere
 from summarymixing.training import layer_weights
@@ -45,6 +46,8 @@ from summarymixing.training.encode_once import (
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
 from summarymixing.training.probe_task import ProbeTask
 from summarymixing.training.task_brain import TaskBrain
+
+TESTED_NAME = "tested.json"  # of a fold: what its metrics.json is made from
 
 
 class ProbeBrain(TaskBrain):
@@ -270,7 +273,7 @@ def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
     """Run a probe, or one for each fold where `fold` is "all".
 
     Arguments as in `make_brain`. The folds run in `output_folder/fold_N`; each
-    goes on from its own checkpoint.
+    goes on from its own checkpoint, and one that is tested is left alone.
     """
     if hparams.get("fold") != ALL:
         probe(hparams, run_opts)
@@ -278,15 +281,50 @@ def run_probe(hparams: dict[str, Any], run_opts: Any) -> None:
     folder = Path(hparams["output_folder"])
     folders = {fold: folder / f"fold_{fold}" for fold in SPEAKERS}
     for fold, output_folder in folders.items():
-        overrides = {"fold": fold, "output_folder": str(output_folder)}
+        recipe = HparamsFile.read(folder / "hyperparams.yaml")
+        recipe.override({"fold": fold, "output_folder": str(output_folder)})
         # Schedules and the like have a state, so each fold needs its own.
-        probe(load_hparams(folder / "hyperparams.yaml", overrides), run_opts)
+        brain = make_brain(recipe.build(), run_opts)
+        tested = output_folder / TESTED_NAME
+        inputs = on_main_process(partial(_inputs, recipe, hparams))
+        if not on_main_process(partial(_is_tested, tested, inputs, brain)):
+            brain.train_and_test()
+            on_main_process(partial(write_json, tested, inputs))
+        del brain
         if stop_requested_anywhere():
             raise Stopped
         gc.collect()  # the Brain of a fold is a reference cycle
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     on_main_process(lambda: _write_results(folder, folders))
+
+
+def _inputs(recipe: HparamsFile, hparams: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the result of a fold depends on, beside its encoder.
+
+    A changed encoder is refused: the checkpoint knows it.
+    """
+    splits = hparams["train_split"], hparams["valid_split"]
+    paths = {
+        Path(hparams["manifests"]) / f"{split}.csv"
+        for split in (*splits, *hparams["test_splits"])
+    }
+    manifests = {path.name: sha256_of(path) for path in sorted(paths)}
+    return {**manifests, "settings": recipe.as_text()}
+
+
+def _is_tested(
+    tested: Path, inputs: Mapping[str, str], brain: ProbeBrain
+) -> bool:
+    """Return whether a fold was trained and tested with these inputs."""
+    try:
+        metrics = json.loads((brain.folder / "metrics.json").read_text("utf-8"))
+        earlier = json.loads(tested.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    # An option such as --optimizer_step_limit may have ended it early.
+    complete: bool = metrics["updates"] >= brain.num_updates
+    return complete and earlier == inputs and not brain.test_only
 
 
 def _write_results(folder: Path, folders: Mapping[int, Path]) -> None:

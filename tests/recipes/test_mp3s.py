@@ -203,6 +203,11 @@ def test_folds_and_seeds_encode_once(manifests, encoder, tmp_path, monkeypatch):
     assert stored == without
     assert num_without > 3 * total and num_with == total
     assert probe_folds("seed", "--seed=7")[0] == 0
+    # Started again, a fold that is tested is left alone.
+    monkeypatch.setattr(training_probe.ProbeBrain, "train_and_test", None)
+    assert probe_folds("on", "--cache_features=on")[1:] == (*stored,)
+    with pytest.raises(TypeError):
+        probe_folds("on", "--cache_features=on", "--valid_batch_size=1")
 
 
 def test_another_fold_needs_another_folder(
