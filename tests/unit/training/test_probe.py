@@ -8,12 +8,10 @@ from dataclasses import replace
 from itertools import chain, count, repeat
 
 import pytest
-import soundfile
 import torch
 from speechbrain.nnet.schedulers import LinearScheduler
 
 from summarymixing import Wav2Vec2Encoder
-from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.errors import UserError
 from summarymixing.lobes.encoders import digest, load_frozen_encoder
 from summarymixing.pretrained import save_encoder
@@ -30,25 +28,14 @@ SPLITS = {"train-clean-100": 5, "dev-clean": 3, "test-clean": 3}
 TEXTS = ["AB", "BA BA", "BC", "AC", "C AB"]
 
 
-def write_split(folder, split, num_utterances):
-    rows = []
-    for i in range(num_utterances):
-        path = folder / f"{split}-{i}.wav"
-        duration = 0.5 + 0.1 * i
-        audio = torch.randn(round(16_000 * duration)).mul(0.1).numpy()
-        soundfile.write(path, audio, samplerate=16_000)
-        labels = {"transcript": TEXTS[i]}
-        rows.append(Row(f"{split}-{i}", str(path), (), duration, labels))
-    write_manifest(folder / f"{split}.csv", rows)
-
-
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
+def material(tmp_path_factory, write_split):
     """Return a folder with an encoder and three manifests."""
     folder = tmp_path_factory.mktemp("material")
     torch.manual_seed(0)
     for split, num_utterances in SPLITS.items():
-        write_split(folder, split, num_utterances)
+        texts = TEXTS[:num_utterances]
+        write_split(folder, split, [{"transcript": text} for text in texts])
     encoder = Wav2Vec2Encoder(
         num_layers=2, d_model=16, d_ffn=32, front_end_channels=8, num_mels=20
     )
@@ -356,8 +343,10 @@ def test_untrained_probe_is_not_tested(material, tmp_path):
         brain.test()
 
 
-def test_unreadable_audio_ends_the_run_with_its_path(material, tmp_path):
-    write_split(tmp_path, "dev-clean", 1)
+def test_unreadable_audio_ends_the_run_with_its_path(
+    material, write_split, tmp_path
+):
+    write_split(tmp_path, "dev-clean", [{"transcript": TEXTS[0]}])
     for split in ("train-clean-100", "test-clean"):
         (tmp_path / f"{split}.csv").write_bytes(
             (material / f"{split}.csv").read_bytes()
