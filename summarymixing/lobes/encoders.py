@@ -248,7 +248,7 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
         encoder,
         precision=hparams["precision"],
         train_mode=hparams["encoder_train_mode"],
-        alone=hparams["encode_alone"],
+        alone=hparams.get("encode_alone", False),
     )
 
 
