@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 BEAT_SECONDS = 1.0  # between two signs of life
-# Without one for so long a process is gone. One that holds the interpreter, in
-# a long call of C, gives none.
+# Without one for so long a process of another machine is gone. One that holds
+# the interpreter, in a long call of C, gives none; on the same machine it can
+# be seen to live, and only the limit of progress holds for it.
 GONE_SECONDS = 30.0
+# The same for one that can be seen to have ended.
+ENDED_SECONDS = 3.0
 # The same where a collective has failed, so that one of them is suspect.
 SUSPECT_SECONDS = 10.0
 # From a failure until the others are ended, should they not end by themselves.
@@ -33,8 +39,21 @@ PEER_SECONDS = 2.0
 STATUS = 1  # of processes that another one takes along
 PREFIX = "summarymixing"
 FAILURE = f"{PREFIX}/failure"
+PROCESS = f"{PREFIX}/process"
 STALLED = f"{PREFIX}/stalled"
 LEFT = 2**40
+
+
+class Unchanged:
+    """How long a number has stayed the same."""
+
+    def __init__(self) -> None:
+        self.value, self.seconds = 0, 0.0
+
+    def look(self, value: int, seconds: float) -> None:
+        """Compare the number with that of so many seconds ago."""
+        self.seconds = self.seconds + seconds if value == self.value else 0.0
+        self.value = value
 
 
 class Peers:
@@ -55,9 +74,10 @@ class Peers:
         self._main = threading.main_thread().ident or 0
         self._done = threading.Event()
         self._marks = 0
-        self._limit = 0.0
-        self._deadline: float | None = None
+        self._limit = math.inf
         self._ends_at: float | None = None
+        self._identities: dict[int, list[str]] = {}
+        self._own.set(f"{PROCESS}/{rank}", json.dumps(identify(os.getpid())))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -76,11 +96,11 @@ class Peers:
     def mark(self, limit: float) -> None:
         """Note progress, the next of which is due within so many seconds."""
         self._marks += 1
-        self._limit, self._deadline = limit, time.monotonic() + limit
+        self._limit = limit
 
     def rest(self) -> None:
         """Do what may take any time."""
-        self._deadline = None
+        self._limit = math.inf
 
     def announce(self, message: str) -> bool:
         """Say why this process fails; return whether it is the first to.
@@ -104,15 +124,21 @@ class Peers:
                 return "another process has failed"
             others = {r for r in range(self.size) if r != self.rank}
             first = {r: self._beat(self._own, r) for r in others}
-            deadline = time.monotonic() + SUSPECT_SECONDS
-            while others and time.monotonic() < deadline:
+            lost, begin = set(), time.monotonic()
+            while others:
                 time.sleep(BEAT_SECONDS / 4)
-                others -= {
-                    r for r in others if self._beat(self._own, r) != first[r]
-                }
+                silent = time.monotonic() - begin
+                for r in list(others):
+                    has_ended = self._has_ended(self._own, r)
+                    limit = ENDED_SECONDS if has_ended else SUSPECT_SECONDS
+                    if self._beat(self._own, r) != first[r]:
+                        others.remove(r)
+                    elif silent > limit:
+                        others.remove(r)
+                        lost |= set() if has_ended is False else {r}
         except RuntimeError:
             return "the process is gone through which the others met"
-        return describe_gone(others) if others else None
+        return describe_gone(lost) if lost else None
 
     def _wait_for_failure(self) -> bool:
         deadline = time.monotonic() + PEER_SECONDS
@@ -130,26 +156,38 @@ class Peers:
     def _beat(store: Any, rank: int, amount: int = 0) -> int:
         return int(store.add(f"{PREFIX}/beats/{rank}", amount))
 
+    def _has_ended(self, store: Any, rank: int) -> bool | None:
+        """Return whether a process has ended; None if that cannot be seen."""
+        if rank not in self._identities:
+            key = f"{PROCESS}/{rank}"
+            if not store.check([key]):
+                return None
+            self._identities[rank] = json.loads(store.get(key))
+        identity = self._identities[rank]
+        machine, number, _ = identity
+        if not machine or machine != identify(os.getpid())[0]:
+            return None
+        return identify(int(number)) != identity
+
     def _watch(self) -> None:
         next_rank = (self.rank + 1) % self.size
-        seen, seen_at = 0, time.monotonic()
-        reported_at: float | None = None
+        beats, marks = Unchanged(), Unchanged()
+        before = time.monotonic()
         while not self._done.wait(BEAT_SECONDS):
             now = time.monotonic()
+            # For how long this process was suspended or starved, it blames
+            # nobody for: the others were so, too, or it has not looked.
+            awake, before = min(now - before, 2 * BEAT_SECONDS), now
             try:
                 self._beat(self._store, self.rank, 1)
-                beat = self._beat(self._store, next_rank)
-                if beat != seen:
-                    seen, seen_at = beat, now
-                is_gone = seen > 0 and now - seen_at > GONE_SECONDS
-                if is_gone and next_rank != self.rank:
-                    self._blame(describe_gone({next_rank}))
-                if reported_at is None and self._has_stalled(now):
-                    reported_at = now
-                    self._report_stall()
-                elif reported_at and now - reported_at > 3 * BEAT_SECONDS:
-                    self._blame(self._describe_stall())
+                # In this order: one that ends in order leaves before.
+                has_ended = self._has_ended(self._store, next_rank)
+                beats.look(self._beat(self._store, next_rank), awake)
+                marks.look(self._marks, awake)
                 has_failed = self._store.check([FAILURE])
+                if not has_failed:
+                    self._look_for_gone(next_rank, beats, has_ended)
+                    self._look_for_stall(marks)
             except RuntimeError:
                 has_failed = True
             if has_failed:
@@ -163,28 +201,42 @@ class Peers:
         if self._announce(self._store, message):
             print(f"error: {message}", file=sys.stderr, flush=True)
 
-    def _has_stalled(self, now: float) -> bool:
-        due = self._deadline
-        late = due is not None and now > due
-        return late or self._store.check([STALLED])
+    def _look_for_gone(
+        self, rank: int, beats: Unchanged, has_ended: bool | None
+    ) -> None:
+        if rank == self.rank or beats.value <= 0 or has_ended is False:
+            return
+        if beats.seconds > (ENDED_SECONDS if has_ended else GONE_SECONDS):
+            self._blame(describe_gone({rank}))
 
-    def _report_stall(self) -> None:
-        where, waits = self._look_at_main_thread()
-        report = json.dumps([self._marks, waits, where])
-        self._store.set(f"{STALLED}/{self.rank}", report)
-        self._store.set(STALLED, "1")
+    def _look_for_stall(self, marks: Unchanged) -> None:
+        """Ask the others where they are, when one waits for too long."""
+        late = marks.seconds - self._limit
+        if late > 0:
+            self._store.set(STALLED, "1")
+        if self._store.check([STALLED]):
+            where, waits = self._look_at_main_thread()
+            report = json.dumps([self._marks, waits, where, marks.seconds])
+            self._store.set(f"{STALLED}/{self.rank}", report)
+        if late > 3 * BEAT_SECONDS:
+            self._blame(self._describe_stall())
 
     def _describe_stall(self) -> str:
         """Name who is behind, of those that wait for nobody if need be."""
         reports = {}
         for rank in range(self.size):
             key = f"{STALLED}/{rank}"
-            if self._store.check([key]):
-                reports[rank] = json.loads(self._store.get(key))
+            if not self._store.check([key]):
+                return (
+                    f"rank {rank} answers no more: it is stopped, or in a long "
+                    "call that holds Python's interpreter"
+                )
+            reports[rank] = json.loads(self._store.get(key))
         rank = min(reports, key=lambda r: reports[r][:2])
+        _, _, where, seconds = reports[rank]
         return (
-            f"rank {rank} has made no progress for {self._limit:g} s and is "
-            f"in {reports[rank][2]}; if that may take longer, raise "
+            f"rank {rank} has made no progress for {seconds:.0f} s and is "
+            f"in {where}; if that may take longer, raise "
             "--stalled_after_seconds"
         )
 
@@ -265,3 +317,24 @@ def describe_gone(ranks: set[int]) -> str:
         f"{noun} {names} {verb} gone without a word: killed, out of memory, "
         "or cut off. The same command goes on from the last checkpoint"
     )
+
+
+def identify(number: int) -> list[str]:
+    """Return machine, number and start of a process of this machine.
+
+    The machine is empty where there is no /proc; the start is where the
+    process has ended.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Containers count processes for themselves.
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ["", str(number), ""]
+    start = ""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{number}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] not in "ZX":  # killed, and not yet waited for
+            start = fields[19]
+    return [f"{platform.node()} {boot} {space}", str(number), start]
