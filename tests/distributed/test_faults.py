@@ -18,7 +18,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.lobes.pretraining import Wav2Vec2Pretraining
 from summarymixing.run import launch, peers
 from summarymixing.run.checkpoints import AtomicCheckpointer
@@ -80,26 +79,6 @@ def at(
         setattr(owner, name, harmed)
 
     return install
-
-
-@pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return manifests of half a minute of noise in pieces of 1 to 2 s."""
-    import numpy as np
-    import soundfile
-
-    folder = tmp_path_factory.mktemp("noise")
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(20):
-        path = folder / f"{number}.flac"
-        seconds = 1 + number / 20
-        wav = 0.1 * rng.standard_normal(int(seconds * 16_000))
-        soundfile.write(path, wav, 16_000)
-        rows.append(Row(str(number), str(path), (), seconds))
-    write_manifest(folder / "train.csv", rows[3:])
-    write_manifest(folder / "valid.csv", rows[:3])
-    return folder
 
 
 @pytest.fixture
@@ -324,13 +303,18 @@ def test_a_run_that_was_suspended_goes_on(run_with, monkeypatch, machines):
         return forward(*args, **kwargs)
 
     def suspend() -> None:
-        pids = " ".join(map(str, {*run_with.pids, os.getpid()}))
-        script = f"kill -STOP {pids}; sleep 7; kill -CONT {pids}"
+        # Rank 0 a second before this one, and back a second after it.
+        first, last = next(iter(run_with.pids)), os.getpid()
+        script = (
+            f"kill -STOP {first}; sleep 1; kill -STOP {last}; sleep 5; "
+            f"kill -CONT {last}; sleep 1; kill -CONT {first}"
+        )
         subprocess.Popen(["sh", "-c", script], start_new_session=True)
+        time.sleep(8)
 
     monkeypatch.setattr(Brain, "_forward", forward_slowly)
     install = at(Brain, "_multiply_adds", suspend, 5, 1)
     ended = run_with(install, "--stalled_after_seconds=6", "--max_updates=6")
     assert ended.statuses == [0, 0], ended.screen[-3000:]
     assert "error: " not in ended.screen
-    assert ended.seconds > 7
+    assert ended.seconds > 5

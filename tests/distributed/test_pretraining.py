@@ -11,31 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from summarymixing.data.manifest import Row, write_manifest
 from summarymixing.run.records import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "recipes" / "pretraining" / "train.py"
-
-
-@pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return manifests of half a minute of noise in pieces of 1 to 2 s."""
-    import numpy as np
-    import soundfile
-
-    folder = tmp_path_factory.mktemp("manifests")
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(20):
-        path = folder / f"{number}.flac"
-        seconds = 1 + number / 20
-        wav = 0.1 * rng.standard_normal(int(seconds * 16_000))
-        soundfile.write(path, wav, 16_000)
-        rows.append(Row(str(number), str(path), (), seconds))
-    write_manifest(folder / "train.csv", rows[3:])
-    write_manifest(folder / "valid.csv", rows[:3])
-    return folder
 
 
 SETTINGS = (
