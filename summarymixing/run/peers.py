@@ -42,6 +42,10 @@ FAILURE = f"{PREFIX}/failure"
 PROCESS = f"{PREFIX}/process"
 STALLED = f"{PREFIX}/stalled"
 LEFT = 2**40
+STORE_GONE = (
+    "the process is gone through which the others met: torchrun's on the "
+    "machine of rank 0. The same command goes on from the last checkpoint"
+)
 
 
 class Unchanged:
@@ -73,7 +77,7 @@ class Peers:
         self._store, self._own = store.clone(), store.clone()
         self._main = threading.main_thread().ident or 0
         self._done = threading.Event()
-        self._marks = 0
+        self._marks = self._looks = 0
         self._limit = math.inf
         self._ends_at: float | None = None
         self._identities: dict[int, list[str]] = {}
@@ -84,6 +88,7 @@ class Peers:
         """Give signs of life, and end with the others where one fails."""
         thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         thread.start()
+        threading.Thread(target=self._watch_store, daemon=True).start()
         try:
             yield
         except BaseException:
@@ -91,7 +96,7 @@ class Peers:
             self.rest()
             raise
         self._done.set()
-        thread.join()
+        thread.join(GONE_SECONDS)
 
     def mark(self, limit: float) -> None:
         """Note progress, the next of which is due within so many seconds."""
@@ -137,7 +142,7 @@ class Peers:
                         others.remove(r)
                         lost |= set() if has_ended is False else {r}
         except RuntimeError:
-            return "the process is gone through which the others met"
+            return STORE_GONE
         return describe_gone(lost) if lost else None
 
     def _wait_for_failure(self) -> bool:
@@ -169,15 +174,31 @@ class Peers:
             return None
         return identify(int(number)) != identity
 
-    def _watch(self) -> None:
-        next_rank = (self.rank + 1) % self.size
-        beats, marks = Unchanged(), Unchanged()
+    def _ticks(self) -> Iterator[float]:
+        """Give the seconds since the last tick, until the run is done.
+
+        For how long this process was suspended or starved, it blames nobody
+        for: the others were so, too, or it has not looked.
+        """
         before = time.monotonic()
         while not self._done.wait(BEAT_SECONDS):
             now = time.monotonic()
-            # For how long this process was suspended or starved, it blames
-            # nobody for: the others were so, too, or it has not looked.
             awake, before = min(now - before, 2 * BEAT_SECONDS), now
+            yield awake
+
+    def _watch_store(self) -> None:
+        """End where the store answers no more: its machine may be cut off."""
+        looks = Unchanged()
+        for awake in self._ticks():
+            looks.look(self._looks, awake)
+            if looks.seconds > GONE_SECONDS:
+                print(f"error: {STORE_GONE}", file=sys.stderr, flush=True)
+                os._exit(STATUS)
+
+    def _watch(self) -> None:
+        next_rank = (self.rank + 1) % self.size
+        beats, marks = Unchanged(), Unchanged()
+        for awake in self._ticks():
             try:
                 self._beat(self._store, self.rank, 1)
                 # In this order: one that ends in order leaves before.
@@ -190,6 +211,8 @@ class Peers:
                     self._look_for_stall(marks)
             except RuntimeError:
                 has_failed = True
+            self._looks += 1
+            now = time.monotonic()
             if has_failed:
                 self._ends_at = self._ends_at or now + GRACE_SECONDS
             if self._ends_at is not None and now > self._ends_at:
