@@ -83,7 +83,14 @@ def at(
 
 @pytest.fixture
 def run_with(manifests, tmp_path, monkeypatch):
-    """Return a function that runs two processes with a fault."""
+    """Return a function that runs two processes with a fault.
+
+    With FAULT_TIMES=FILE it notes how long they take, with the real limits.
+    """
+    if "FAULT_TIMES" not in os.environ:
+        monkeypatch.setattr(peers, "BEAT_SECONDS", 0.25)
+        monkeypatch.setattr(peers, "ENDED_SECONDS", 1.0)
+        monkeypatch.setattr(peers, "GRACE_SECONDS", 1.0)
     main = runpy.run_path(str(TRAIN))["pretrain"]
     store = torch.distributed.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
@@ -264,10 +271,9 @@ def test_a_killed_process_takes_the_others_along(run_with, phase):
 
 
 def test_a_process_that_waits_where_python_does_not_return_is_ended(
-    run_with, monkeypatch
+    run_with,
 ):
     """As in a kernel of NCCL; here the main thread holds still."""
-    monkeypatch.setattr(peers, "GRACE_SECONDS", 1.0)
 
     def install(folder: Path) -> None:
         at(Brain, "_forward", kill, 3, 1)(folder)
@@ -278,8 +284,7 @@ def test_a_process_that_waits_where_python_does_not_return_is_ended(
     assert ended.screen.count("error: rank 1 is gone without a word") == 1
 
 
-def test_a_process_that_sleeps_is_named(run_with, monkeypatch):
-    monkeypatch.setattr(peers, "GRACE_SECONDS", 1.0)
+def test_a_process_that_sleeps_is_named(run_with):
     install = at(Brain, "_multiply_adds", sleep, 3, 1)
     ended = run_with(install, "--stalled_after_seconds=6")
     # The other one leaves its collective when this one is gone, or is ended.
@@ -289,13 +294,12 @@ def test_a_process_that_sleeps_is_named(run_with, monkeypatch):
     assert "in sleep (" in ended.screen
 
 
-@pytest.mark.parametrize("machines", ["one machine", "two machines"])
-def test_a_run_that_was_suspended_goes_on(run_with, monkeypatch, machines):
+def test_a_run_that_was_suspended_goes_on(run_with, monkeypatch):
     """For longer than all limits, and all processes, as Slurm suspends."""
     monkeypatch.setattr(peers, "BEAT_SECONDS", 0.25)
     monkeypatch.setattr(peers, "GONE_SECONDS", 4.0)
-    if machines == "two machines":
-        monkeypatch.setattr(peers.Peers, "_has_ended", lambda *_: None)
+    # As of another machine.
+    monkeypatch.setattr(peers.Peers, "_has_ended", lambda *_: None)
     forward = Brain._forward
 
     def forward_slowly(*args: object, **kwargs: object) -> object:
