@@ -227,7 +227,8 @@ class Peers:
     def _look_for_gone(
         self, rank: int, beats: Unchanged, has_ended: bool | None
     ) -> None:
-        if rank == self.rank or beats.value <= 0 or has_ended is False:
+        has_left = beats.value < 0
+        if rank == self.rank or has_left or has_ended is False:
             return
         if beats.seconds > (ENDED_SECONDS if has_ended else GONE_SECONDS):
             self._blame(describe_gone({rank}))
