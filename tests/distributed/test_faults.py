@@ -277,7 +277,7 @@ def test_a_process_that_waits_where_python_does_not_return_is_ended(
 
     def install(folder: Path) -> None:
         at(Brain, "_forward", kill, 3, 1)(folder)
-        at(Brain, "_backward_in_order", sleep, 3, 0)(folder)
+        at(Brain, "_forward", sleep, 3, 0)(folder)
 
     ended = run_with(install)
     assert ended.statuses == [peers.STATUS, -signal.SIGKILL]
