@@ -30,13 +30,15 @@ MAY_IMPORT = {
     "run": GROUND | {"data", "nnet"},
     "suite": GROUND | {"run", "data", "html_page"},
 }
-MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"suite", "miniature"}
+MAY_IMPORT["integrations"] = GROUND | {"nnet", "data", "lobes"}
+MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"suite", "miniature", "integrations"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["training"] = set(MAY_IMPORT) - {
     "suite",
     "miniature",
     "cli",
     "__main__",
+    "integrations",
 }
 MAY_IMPORT["recipes"] = set(MAY_IMPORT)
 

@@ -1,0 +1,1 @@
+"""Encoders of this package in other people's programs."""
