@@ -80,7 +80,7 @@ def encode_all(options: Any) -> int:
     rows, unreadable = list_recordings(options.audio)
     found = len(rows) + len(unreadable)
     encoder = FrozenEncoder(
-        open_encoder(options.encoder, mixer=_find_mixer(options.mixer)),
+        open_encoder(options.encoder, mixer=find_mixer(options.mixer)),
         precision=options.precision,
     ).to(device)
     layers = read_layers(options.layers, encoder.inner.num_layers)
@@ -499,7 +499,7 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _find_mixer(name: str | None) -> Any:
+def find_mixer(name: str | None) -> Any:
     """Import the class of mixers that --mixer names."""
     if name is None:
         return None

@@ -53,10 +53,12 @@ def sine_positions(
     device: torch.device | str = "cpu",
     *,
     first: int = 0,
+    rates: Tensor | None = None,
 ) -> Tensor:
     """Absolute sine positions of Vaswani et al. (2017): (num_frames, D).
 
-    `first` is the number of the first frame.
+    `first` is the number of the first frame; `rates` is what `sine_rates`
+    returned, where it is not to be computed again.
 
     Example
     -------
@@ -65,10 +67,15 @@ def sine_positions(
     """
     arange = partial(torch.arange, dtype=torch.float32, device=device)
     frame = arange(first, first + num_frames).unsqueeze(1)
-    channel = arange(0, d_model, 2)
-    angle = frame * torch.exp(channel * (-math.log(10_000.0) / d_model))
+    angle = frame * (sine_rates(d_model, device) if rates is None else rates)
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
     return table[:, :d_model]
+
+
+def sine_rates(d_model: int, device: torch.device | str = "cpu") -> Tensor:
+    """Angles by which `sine_positions` turn with each frame: (D / 2,)."""
+    channel = torch.arange(0, d_model, 2, dtype=torch.float32, device=device)
+    return torch.exp(channel * (-math.log(10_000.0) / d_model))
 
 
 class Wav2Vec2Encoder(LongAudioEncoder):
