@@ -22,9 +22,10 @@ DEMO = ["espeakng-loader>=0.2"]  # speech synthesis for miniature corpora
 # SpeechBrain needs both for language models; kenlm is compiled (CMake, C++).
 KENLM = ["kenlm>=0.2", "pygtrie>=2.5"]
 HUGGINGFACE = ["transformers>=5,<6"]  # to probe its encoders beside ours
+HUB = ["huggingface_hub>=0.30"]  # to fetch and publish encoders
 # To export encoders, to run what was exported, and to make it smaller.
 ONNX = ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"]
-TEST = [*DEMO, *HUGGINGFACE, *ONNX, "pytest>=8", "pytest-xdist>=3"]
+TEST = [*DEMO, *HUGGINGFACE, *HUB, *ONNX, "pytest>=8", "pytest-xdist>=3"]
 DEV = [
     *TEST,
     "ruff>=0.12,<1",
@@ -53,6 +54,7 @@ setup(
     },
     extras_require={
         "demo": DEMO,
+        "hub": HUB,
         "huggingface": HUGGINGFACE,
         "kenlm": KENLM,
         "onnx": ONNX,

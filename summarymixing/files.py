@@ -168,10 +168,14 @@ def describe_os_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}{repair}"
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal; it may be large."""
+def sha256_of(*paths: Path) -> str:
+    """Return the SHA-256 of files one after another, hexadecimal.
+
+    They may be large; `cat FILES | sha256sum` prints the same.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()

@@ -16,6 +16,8 @@ MEANINGS = {
     "skipped_updates": "updates skipped for gradients that were not finite",
 }
 
+HERE = "path/to/this/folder"  # a hub has a name in its place
+
 CARD = """---
 library_name: summarymixing
 pipeline_tag: feature-extraction
@@ -35,7 +37,7 @@ turns audio of 16 kHz into {frames} frames per second.
 
 ```python
 from summarymixing import Wav2Vec2Encoder{extra_import}
-encoder = Wav2Vec2Encoder.from_pretrained("path/to/this/folder"{extra})
+encoder = Wav2Vec2Encoder.from_pretrained("{here}"{extra})
 states = encoder(wavs, wav_lens).hidden_states
 ```
 
@@ -69,6 +71,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     rows = [f"| {name} | {value} |" for name, value in _numbers(trained_on)]
     table = ["", "## Training", "", "| | |", "|---|---|", *rows, ""]
     return CARD.format(
+        here=HERE,
         num_layers=architecture["num_layers"],
         d_model=architecture["d_model"],
         frames=config["frames_per_second"],

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from summarymixing.errors import UserError
-from summarymixing.files import open_atomically, write_json
-from summarymixing.model_card import model_card
+from summarymixing.files import open_atomically, sha256_of, write_json
+from summarymixing.hub import download, is_hub_name
+from summarymixing.model_card import HERE, model_card
 from summarymixing.nnet.mixer import MixerFactory, mixer_from_description
 from summarymixing.nnet.quantiser import GumbelQuantiser
 
@@ -30,6 +31,7 @@ FORMAT_VERSION = 2  # 1: the Conformer's weights were named `encoder.*`
 CARD_NAME = "README.md"
 CONFIG_NAME = "encoder.json"
 WEIGHTS_NAME = "encoder.safetensors"
+FILES = [CARD_NAME, CONFIG_NAME, WEIGHTS_NAME]
 QUANTISER_NAME = "quantiser.safetensors"
 
 
@@ -88,9 +90,12 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 def load_encoder(
     build: Callable[..., Encoder],
-    folder: str | Path,
+    source: str | Path,
     *,
     mixer: MixerFactory | None = None,
+    revision: str | None = None,
+    digest: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Encoder:
     """Load an encoder on the CPU, in train mode, for `from_pretrained`.
 
@@ -98,11 +103,26 @@ def load_encoder(
     ---------
     build : callable
         The class of the encoder, called with its architecture.
-    folder, mixer
+    source, mixer, revision, digest, cache_dir
         As in `Wav2Vec2Encoder.from_pretrained`, with the same errors.
     """
-    folder = Path(folder)
+    folder = Path(source)
+    if not folder.exists() and is_hub_name(str(source)):
+        folder = download(
+            str(source), FILES, revision=revision, cache_dir=cache_dir
+        )
+    elif revision is not None:
+        raise UserError(
+            f"{source} is a folder, and revision={revision!r} is for names on "
+            "the hub; leave it out, and give `digest` to pin a folder"
+        )
     config = read_config(folder)
+    if digest is not None and digest_of_folder(folder) != digest.lower():
+        raise UserError(
+            f"{source} is not the encoder that was asked for: its digest is "
+            f"{digest_of_folder(folder)}, not {digest}. Fetch the version that "
+            "was meant, or give the other digest if this one is"
+        )
     architecture = config["architecture"]
     try:
         factory = mixer_from_description(architecture["mixer"], mixer)
@@ -166,6 +186,25 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read ({error}). The copy is not complete: "
             f"copy the folder again, or export it again from its run."
         ) from error
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the SHA-256 of what makes an encoder: its config and weights.
+
+    `cat encoder.json encoder.safetensors | sha256sum` prints it, too.
+    """
+    try:
+        return sha256_of(folder / CONFIG_NAME, folder / WEIGHTS_NAME)
+    except OSError as error:
+        raise UserError(f"{folder} is not complete ({error})") from error
+
+
+def read_card(folder: Path, name: str) -> str:
+    """Return the model card of a folder for its place, USER/NAME, on a hub."""
+    path = folder / CARD_NAME
+    if path.is_file():
+        return path.read_text(encoding="utf-8").replace(HERE, name)
+    return model_card(read_config(folder)).replace(HERE, name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

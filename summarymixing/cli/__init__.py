@@ -25,6 +25,7 @@ from summarymixing.options import add_arguments
 COMMANDS = {
     "abx": "tell how well an encoder tells phones apart",
     "encode": "turn recordings of any length into features",
+    "push": "publish an encoder on the HuggingFace hub",
     "export": "write an encoder as an ONNX file, for programs without PyTorch",
 }
 

@@ -44,10 +44,10 @@ class Wav2Vec2(nn.Module):
     Arguments
     ---------
     source : str
-        An encoder as `Wav2Vec2Encoder.from_pretrained` takes it, with the
-        same errors.
+        A folder, or a name on the HuggingFace hub, as of
+        `Wav2Vec2Encoder.from_pretrained`, with the same errors.
     save_path : str
-        Not used for a folder, which stays where it is.
+        Where downloads go; a folder stays where it is.
     output_norm : bool
         Normalise each utterance (for each layer), over frames and channels.
     freeze : bool
@@ -61,7 +61,8 @@ class Wav2Vec2(nn.Module):
     output_all_hiddens : bool
         Return the input of the first layer and the output of every layer.
     **kwargs : Any
-        More keywords of `Wav2Vec2Encoder.from_pretrained`, such as `mixer`.
+        More keywords of `Wav2Vec2Encoder.from_pretrained`, such as
+        `revision`.
 
     Example
     -------
@@ -92,7 +93,9 @@ class Wav2Vec2(nn.Module):
                 "apply_spec_augment masks frames of an encoder that learns, "
                 "and freeze forbids it to learn: set one of them to False"
             )
-        self.model = Wav2Vec2Encoder.from_pretrained(source, **kwargs)
+        self.model = Wav2Vec2Encoder.from_pretrained(
+            source, cache_dir=save_path, **kwargs
+        )
         self.output_norm, self.freeze = output_norm, freeze
         self.freeze_feature_extractor = freeze_feature_extractor
         self.apply_spec_augment = apply_spec_augment

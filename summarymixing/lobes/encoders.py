@@ -233,8 +233,8 @@ def load_frozen_encoder(hparams: Mapping[str, Any]) -> FrozenEncoder:
     hparams : mapping
         `encoder`, `mixer`, `random_encoder`, `seed`, `precision`,
         `encoder_train_mode` and `encode_alone` of hparams/shared/probe.yaml.
-        The encoder is a folder of this project, a folder or name for
-        HuggingFace, or log_mel.
+        The encoder is a folder or a name on the HuggingFace hub, of this
+        project or of HuggingFace, or log_mel.
 
     Raises
     ------
@@ -258,8 +258,8 @@ def open_encoder(source: str, *, mixer: MixerFactory | None = None) -> Encoder:
     Arguments
     ---------
     source : str
-        A folder of this project, a folder or name for HuggingFace, or
-        log_mel. UserError if it holds no encoder.
+        A folder or a name on the HuggingFace hub, of this project or of
+        HuggingFace, or log_mel. UserError if it holds no encoder.
     mixer : callable, optional
         As in `Wav2Vec2Encoder.from_pretrained`.
     """

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from summarymixing.errors import UserError
+from summarymixing.hub import has_file, is_hub_name
 from summarymixing.lobes.long_audio import LongAudioEncoder
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Output
 from summarymixing.nnet.masking import (
@@ -21,6 +22,7 @@ from summarymixing.nnet.masking import (
     padding_mask_from_lengths,
     zero_padding,
 )
+from summarymixing.pretrained import CONFIG_NAME
 
 MIN_SAMPLES = 400  # of one frame
 VARIANCE_EPSILON = 1e-7  # as in HuggingFace's feature extractor
@@ -122,14 +124,13 @@ def normalise_utterances(wavs: Tensor, beyond_end: Tensor) -> Tensor:
 
 
 def is_huggingface(source: str) -> bool:
-    """Return whether `source` is a folder or a name of HuggingFace.
+    """Return whether `source` holds a model of HuggingFace, none of ours.
 
-    Example
-    -------
-    >>> is_huggingface("facebook/wav2vec2-base"), is_huggingface("a/b/encoder")
-    (True, False)
+    It may be a folder or a name on the hub; UserError if the hub has no such
+    name.
     """
     folder = Path(source)
     if folder.exists():
-        return (folder / "config.json").is_file()
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+        is_ours = (folder / CONFIG_NAME).is_file()
+        return not is_ours and (folder / "config.json").is_file()
+    return is_hub_name(source) and not has_file(source, CONFIG_NAME)

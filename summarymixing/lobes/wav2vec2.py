@@ -147,32 +147,51 @@ class Wav2Vec2Encoder(LongAudioEncoder):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        source: str | Path,
         device: torch.device | str = "cpu",
         *,
         mixer: MixerFactory | None = None,
+        revision: str | None = None,
+        digest: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Wav2Vec2Encoder:
-        """Load the encoder of a run, `OUTPUT_FOLDER/encoder`, in eval mode.
+        """Load an encoder, in eval mode, from a folder or the HuggingFace hub.
 
         Arguments
         ---------
-        folder : str or Path
-            A folder that `summarymixing.pretrained.save_encoder` wrote.
+        source : str or Path
+            A folder that `summarymixing.pretrained.save_encoder` wrote, such
+            as `OUTPUT_FOLDER/encoder` of a run; or, if there is no such
+            folder, USER/NAME on the hub.
         device : torch.device or str
             Where the weights go.
         mixer : callable, optional
             The class of the mixers, if it is not one of this package:
             loading imports nothing that a folder names. It gets the keywords
             that were saved.
+        revision : str, optional
+            A branch, tag or commit on the hub; the newest without it.
+        digest : str, optional
+            What `cat encoder.json encoder.safetensors | sha256sum` must print.
+        cache_dir : str or Path, optional
+            Where downloads are kept, if not in the client's own cache.
 
         Raises
         ------
         UserError
             If the folder is missing, damaged or of another kind, if config
-            and weights disagree, or if `mixer` is not the class that was
-            saved.
+            and weights disagree, if `mixer` is not the class that was saved,
+            if the digest is another, or if the hub gives nothing.
         """
-        return load_encoder(cls, folder, mixer=mixer).to(device).eval()
+        encoder = load_encoder(
+            cls,
+            source,
+            mixer=mixer,
+            revision=revision,
+            digest=digest,
+            cache_dir=cache_dir,
+        )
+        return encoder.to(device).eval()
 
     def untrained_twin(
         self, *, mixer_dropout: float | None = None, **changes: float | None
