@@ -15,8 +15,8 @@ zero on padding, and num_frames (batch,) int64. What is written is first
 compared with PyTorch on three lengths. The metadata holds frames per second,
 names of the layers, and the digest of the encoder as features.json has it.
 
---int8 stores the weights of matrix products in 8 bits: about a quarter of the
-size, and other numbers; the comparison shows how far they are.
+--int8 stores the matrices of linear layers in 8 bits: the base model has then
+a third of its size, and other numbers; the comparison shows how far they are.
 """
 
 from __future__ import annotations
