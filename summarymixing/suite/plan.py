@@ -192,7 +192,8 @@ def _make_run(
     if "fold" in tree:
         words.append(f"--fold={settings.fold}")
     chosen = settings.words_for(task)
-    if not any(word.startswith("--cache_folder=") for word in chosen):
+    is_chosen = any(word.startswith("--cache_folder=") for word in chosen)
+    if "cache_folder" in tree and not is_chosen:
         # One for all runs: seeds, folds, heads and tasks share its states.
         states = settings.path(settings.output_folder / STATES)
         words.append(f"--cache_folder={states}")

@@ -43,6 +43,7 @@ PROGRAMS = [
 ]
 # Options of scripts, which are no keys of a YAML file.
 OPTIONS = {"key", "nproc", "tasks", "corpus_module", "gpu_memory", "gpus"}
+OPTIONS |= {"signal"}  # of Slurm
 OPTIONS_OF = {
     name: {
         entry.name

@@ -64,6 +64,10 @@ HPARAMS = {
     "compile": False,
     "profile_updates": 0,
     "memory_budget": 0.5,
+    "stalled_after_seconds": 600,
+    "valid_items": None,
+    "valid_items_audio": None,
+    "valid_items_layer": None,
 }
 
 

@@ -116,6 +116,7 @@ def submit(manifests, tmp_path, monkeypatch):
             cwd=tmp_path,
             env={
                 **os.environ,
+                "OMP_NUM_THREADS": "1",  # also where a process is alone
                 "SLURM_NNODES": str(nodes),
                 "WAIT_IN_UPDATE": str(wait_in_update),
             },
