@@ -225,8 +225,9 @@ def assign_train_valid(
     *,
     max_fraction: float,
     max_seconds: float,
+    test_fraction: float = 0.0,
 ) -> dict[str, str]:
-    """Say for each group whether it stands in train.csv or valid.csv.
+    """Say whether each group stands in train.csv, valid.csv or test.csv.
 
     Arguments
     ---------
@@ -235,17 +236,23 @@ def assign_train_valid(
     max_fraction, max_seconds : float
         The largest part of the corpus for validation, in [0, 1), and the
         largest number of seconds; the smaller one counts.
+    test_fraction : float
+        The largest part of the corpus for test.csv, which is chosen first.
 
     Returns
     -------
     dict[str, str]
         File name of the manifest of each group.
     """
-    budget_s = min(max_seconds, max_fraction * sum(group_seconds.values()))
-    valid = choose_validation(group_seconds, budget_s)
+    total_s = sum(group_seconds.values())
+    test = choose_validation(group_seconds, test_fraction * total_s)
+    rest = {g: s for g, s in group_seconds.items() if g not in test}
+    budget_s = min(max_seconds, max_fraction * total_s)
+    valid = choose_validation(rest, budget_s)
     return {
-        group: VALID_NAME if group in valid else TRAIN_NAME
-        for group in group_seconds
+        **dict.fromkeys(group_seconds, TRAIN_NAME),
+        **dict.fromkeys(valid, VALID_NAME),
+        **dict.fromkeys(test, TEST_NAME),
     }
 
 

@@ -11,6 +11,7 @@ from summarymixing.data.audio import AudioError, AudioInfo, audio_info
 from summarymixing.data.manifest import Row
 from summarymixing.data.prepare.account import Outcome
 from summarymixing.data.prepare.common import (
+    TEST_NAME,
     TRAIN_NAME,
     VALID_NAME,
     assign_train_valid,
@@ -29,6 +30,12 @@ from summarymixing.data.prepare.cutting import (
     join_clips,
 )
 from summarymixing.data.prepare.pipeline import Plan
+from summarymixing.data.prepare.transcripts import (
+    BESIDE,
+    CHARACTERS_NAME,
+    Limits,
+    plan_transcribed,
+)
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
@@ -46,7 +53,9 @@ class FolderOptions:
         choices=("energy", "even"),
     )
     max_seconds: float = option(30.0, "the longest row")
-    min_seconds: float = option(1.0, "drop shorter rows")
+    min_seconds: float | None = option(
+        None, "drop shorter rows (default: 1, or 0.1 with --transcripts)"
+    )
     valid_fraction: float = option(
         0.05,
         "the largest part of the audio that validation may take; 0 for none, "
@@ -58,41 +67,78 @@ class FolderOptions:
         "of SOURCE, for example of speakers",
         choices=("file", "folder"),
     )
+    transcripts: str | None = option(
+        None,
+        "texts, for fine-tuning: a table (path or name of a recording, tab, "
+        f"text), or {BESIDE} for NAME.txt beside NAME.wav; then no file is cut",
+        metavar="FILE.tsv",
+    )
+    test_fraction: float | None = option(
+        None,
+        "the largest part of the audio for test.csv (default: 0.1 with "
+        "--transcripts, 0 without)",
+    )
 
 
 def plan_folder(source: Path, options: FolderOptions) -> Plan:
-    """Plan train.csv and valid.csv for any folder of audio.
+    """Plan train.csv, valid.csv and perhaps test.csv for a folder of audio.
 
     SOURCE is searched recursively for flac, wav, ogg, opus and mp3 files of
     any rate and number of channels. Each file is one item of the work.
     """
+    has_texts = options.transcripts is not None
+    min_seconds = _or(options.min_seconds, 0.1 if has_texts else 1.0)
+    test_fraction = _or(options.test_fraction, 0.1 if has_texts else 0.0)
     require(
-        0 < options.min_seconds <= options.max_seconds,
-        f"Lengths must satisfy 0 < min_seconds ({options.min_seconds:g}) <= "
+        0 < min_seconds <= options.max_seconds,
+        f"Lengths must satisfy 0 < min_seconds ({min_seconds:g}) <= "
         f"max_seconds ({options.max_seconds:g}).",
     )
     check_fraction("--valid_fraction", options.valid_fraction)
+    check_fraction("--test_fraction", test_fraction)
     files = list_files(source, SUFFIXES)
     require(
         bool(files),
         f"There is no audio ({', '.join(SUFFIXES)}) in {source}. Give the "
         "folder that holds the files; its sub-folders are searched too.",
     )
+    assign = partial(
+        assign_train_valid,
+        max_fraction=options.valid_fraction,
+        max_seconds=float("inf"),
+        test_fraction=test_fraction,
+    )
+    if options.transcripts is not None:
+        return plan_transcribed(
+            source,
+            files,
+            transcripts=options.transcripts,
+            limits=Limits(min_seconds, options.max_seconds),
+            by_folder=options.split_by == "folder",
+            assign=assign,
+        )
     return Plan(
         source=source,
         files=files,
         work_items=[file.relative for file in files],
-        work=partial(process_file, root=source, options=options),
-        assign=partial(
-            assign_train_valid,
-            max_fraction=options.valid_fraction,
-            max_seconds=float("inf"),
+        work=partial(
+            process_file,
+            root=source,
+            options=options,
+            min_seconds=min_seconds,
         ),
-        replaces=(TRAIN_NAME, VALID_NAME),
+        assign=assign,
+        replaces=(TRAIN_NAME, VALID_NAME, TEST_NAME, CHARACTERS_NAME),
     )
 
 
-def process_file(name: str, *, root: Path, options: FolderOptions) -> Outcome:
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def process_file(
+    name: str, *, root: Path, options: FolderOptions, min_seconds: float
+) -> Outcome:
     """Turn one file below `root` into rows, or name its problem."""
     path = root / name
     try:
@@ -106,7 +152,7 @@ def process_file(name: str, *, root: Path, options: FolderOptions) -> Outcome:
         group=name if options.split_by == "file" else name.split("/")[0],
         found_s=info.duration_s,
     )
-    _add_rows(outcome, pieces, name, path, options.min_seconds)
+    _add_rows(outcome, pieces, name, path, min_seconds)
     return outcome
 
 
