@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,8 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from summarymixing.data.manifest import Manifest, Row
 from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 from summarymixing.lobes.features import SAMPLE_RATE_HZ, num_frames
 from summarymixing.nnet.bootstrap import ratio_interval
+from summarymixing.run.processes import on_main_process
 from summarymixing.training.probe_task import ProbeTask, Role
 from summarymixing.training.tokenizers import (
     UNKNOWN,
@@ -32,6 +35,18 @@ from summarymixing.training.tokenizers import (
 )
 
 logger = get_logger(__name__)
+
+# What can be wrong with a label; the names of the counts in metrics.json.
+EMPTY, TOO_SHORT, UNKNOWN_TOKENS = "empty_texts", "too_short", "unknown_tokens"
+LABEL_PROBLEMS = {
+    EMPTY: "without text",
+    TOO_SHORT: "longer than CTC can place in their frames",
+    UNKNOWN_TOKENS: "with characters that are no part of the vocabulary",
+}
+UNLEARNABLE = {EMPTY, TOO_SHORT}
+MAX_LISTED = 1000  # utterances in the list of a split
+
+BadLabel = tuple[Row, dict[str, str]]  # kinds of what is wrong, with details
 
 
 class TextScore(NamedTuple):
@@ -240,9 +255,11 @@ class CtcTask(ProbeTask):
         return task
 
     def keeps(self, row: Row, role: Role) -> bool:
-        """Apply the limits to an utterance."""
+        """Apply the limits; training takes no label that CTC cannot learn."""
         longest = self.max_train_s if role == "train" else None
         if longest is not None and row.duration > longest:
+            return False
+        if role == "train" and UNLEARNABLE & self._problems(row).keys():
             return False
         if role == "train" or self.min_words_everywhere:
             return len(self.text(row).split()) >= self.min_words
@@ -258,6 +275,14 @@ class CtcTask(ProbeTask):
             )
         self.tokenizer = self._make_tokenizer(texts, folder)
         self.outputs = self.tokenizer.tokens
+        self._folder = folder
+        self.inspect(train.path.stem, train, role="train")
+        if not any(self.keeps(row, "train") for row in train):
+            raise UserError(
+                f"no utterance in {train.path} can be learned: texts are "
+                "empty, too short, or longer than their audio allows. Do they "
+                "belong to this audio?"
+            )
 
     def text(self, row: Row) -> str:
         """Return the transcript of a row, with single spaces."""
@@ -271,25 +296,71 @@ class CtcTask(ProbeTask):
         blank = self.tokenizer.blank_id
         return [i for i in ids if i != blank]
 
-    def inspect(self, split: str, manifest: Manifest) -> dict[str, int]:
-        """Count what cannot be learned or recognised.
-
-        These are unknown tokens, and utterances with too few frames for their
-        transcript, which training skips.
-        """
-        unknown, too_short = 0, 0
-        for row in manifest:
-            ids = self._encode(row)
-            unknown += ids.count(self.tokenizer.unknown_id)
-            frames = int(num_frames(round(row.duration * SAMPLE_RATE_HZ)))
-            too_short += frames < frames_needed(self._targets(ids))
-        if unknown or too_short:
-            logger.warning(
-                "%s: %d tokens never occur in the training transcripts; %d of "
-                "%d utterances are too short for their transcript.",
-                *(split, unknown, too_short, len(manifest)),
+    def _problems(self, row: Row) -> dict[str, str]:
+        """Return what is wrong with a label: the kind, and the detail."""
+        ids = self._encode(row)
+        if not ids:
+            return {EMPTY: "empty text"}
+        found = {}
+        needed = frames_needed(self._targets(ids))
+        frames = int(num_frames(round(row.duration * SAMPLE_RATE_HZ)))
+        if frames < needed:
+            found[TOO_SHORT] = f"{frames} frames, the text needs {needed}"
+        unknown_id = self.tokenizer.unknown_id
+        if unknown_id in ids:
+            found[UNKNOWN_TOKENS] = " ".join(
+                character
+                for character in dict.fromkeys(self.text(row))
+                if unknown_id in self.tokenizer.encode(character)
             )
-        return {"unknown_tokens": unknown, "too_short": too_short}
+        return found
+
+    def inspect(
+        self, split: str, manifest: Manifest, role: Role = "test"
+    ) -> dict[str, int]:
+        """Count and name what cannot be learned or recognised.
+
+        Texts that are empty or longer than their frames allow are left out
+        of training. A training text with a token that became none of the
+        vocabulary is learned without it. In other splits all of them stay,
+        and count as errors. `label_problems_SPLIT.tsv` lists them.
+        """
+        everything = ((row, self._problems(row)) for row in manifest)
+        bad = [(row, found) for row, found in everything if found]
+        path = self._folder / f"label_problems_{split}.tsv"
+        on_main_process(lambda: self._list_problems(path, bad))
+        if bad:
+            logger.warning(
+                "%s: %d of %d labels are bad: %s. %s. %s lists them.",
+                *(split, len(bad), len(manifest)),
+                _describe_problems(bad),
+                "Training leaves out those that are empty or too long"
+                if role == "train"
+                else "They are kept, and count as errors",
+                path,
+            )
+        kinds = Counter(chain.from_iterable(found for _, found in bad))
+        unknown_id = self.tokenizer.unknown_id
+        return {
+            UNKNOWN_TOKENS: sum(
+                self._encode(row).count(unknown_id) for row, _ in bad
+            ),
+            TOO_SHORT: kinds[TOO_SHORT],
+            EMPTY: kinds[EMPTY],
+        }
+
+    def _list_problems(self, path: Path, bad: Sequence[BadLabel]) -> None:
+        if not bad:
+            path.unlink(missing_ok=True)
+            return
+        with open_atomically(path) as file:
+            file.write("id\tproblem\tdetail\ttext\n")
+            for row, found in bad[:MAX_LISTED]:
+                for kind, detail in found.items():
+                    cells = row.id, kind, detail, self.text(row)
+                    file.write("\t".join(cells) + "\n")
+            if len(bad) > MAX_LISTED:
+                file.write(f"and {len(bad) - MAX_LISTED} more\n")
 
     def loss(
         self, predicted: Tensor, padding_mask: Tensor, rows: Sequence[Row]
@@ -378,6 +449,18 @@ def merged(scores: list[dict]) -> ErrorRateStats:
     statistics.scores = scores
     statistics.summarize()
     return statistics
+
+
+def _describe_problems(bad: Sequence[BadLabel]) -> str:
+    """Count each kind of problem, with an example."""
+    examples: dict[str, list[str]] = {}
+    for row, found in bad:
+        for kind, detail in found.items():
+            examples.setdefault(kind, []).append(f"{row.id}: {detail}")
+    return "; ".join(
+        f"{len(names)} {LABEL_PROBLEMS[kind]} ({names[0]})"
+        for kind, names in examples.items()
+    )
 
 
 def frames_needed(ids: Sequence[int]) -> int:

@@ -171,6 +171,7 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
     task.fit(whole_train, Path(hparams["output_folder"]))
     train = _kept(whole_train, task, "train")
     valid = _kept(read(hparams["valid_split"]), task, "valid")
+    task.inspect(hparams["valid_split"], valid)
     tests = {
         split: _kept(read(split), task, "test")
         for split in hparams["test_splits"]
@@ -218,7 +219,6 @@ def load_probe_data(hparams: Mapping[str, Any], task: ProbeTask) -> ProbeData:
         if seconds
         else {"batch_size": hparams["valid_batch_size"]}
     )
-    task.inspect(hparams["train_split"], train)
     # Now, so that a bad test split fails before training, not a day later.
     problems = {
         split: task.for_test().inspect(split, manifest)

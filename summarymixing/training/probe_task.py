@@ -34,6 +34,8 @@ class ProbeTask(ABC):
     def fit(self, train: Manifest, folder: Path) -> None:
         """Take `outputs` from the training manifest; every process calls it.
 
+        It says what is wrong with the training labels, too.
+
         Arguments
         ---------
         train : Manifest

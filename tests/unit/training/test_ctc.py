@@ -89,15 +89,55 @@ def test_difficult_transcripts_leave_loss_and_gradient_finite(task, text):
 @pytest.mark.parametrize(
     "texts, seconds, expected",
     [
-        (TRAIN, 1.0, {"unknown_tokens": 0, "too_short": 0}),
-        (["BÄD", "XY"], 1.0, {"unknown_tokens": 3, "too_short": 0}),
+        (TRAIN, 1.0, {}),
+        (["BÄD", "XY"], 1.0, {"unknown_tokens": 3}),
         # 0.1 s make 6 frames: "BBB" needs 5 of them, "BBBB" 7.
-        (["BBB", "BBBB", ""], 0.1, {"unknown_tokens": 0, "too_short": 1}),
+        (["BBB", "BBBB", ""], 0.1, {"too_short": 1, "empty_texts": 1}),
     ],
 )
 def test_useless_labels_are_counted(task, tmp_path, texts, seconds, expected):
     manifest = make_manifest(tmp_path, texts, seconds)
-    assert task.inspect("test", manifest) == expected
+    nothing = dict.fromkeys(("unknown_tokens", "too_short", "empty_texts"), 0)
+    assert task.inspect("test", manifest) == nothing | expected
+
+
+def test_useless_labels_are_named(task, tmp_path, caplog):
+    manifest = make_manifest(tmp_path, ["BBB", "BBBB", "BÄX", ""], 0.1)
+    task.inspect("test", manifest)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "test: 3 of 4 labels are bad" in said
+    assert "(u1: 6 frames, the text needs 7)" in said
+    assert "(u2: Ä X)" in said
+    assert "count as errors" in said
+    path = tmp_path / "label_problems_test.tsv"
+    assert path.read_text("utf-8").splitlines()[1:] == [
+        "u1\ttoo_short\t6 frames, the text needs 7\tBBBB",
+        "u2\tunknown_tokens\tÄ X\tBÄX",
+        "u3\tempty_texts\tempty text\t",
+    ]
+    task.inspect("test", make_manifest(tmp_path, TRAIN))
+    assert not path.exists()
+
+
+def test_a_long_list_of_labels_is_cut(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("summarymixing.training.ctc.MAX_LISTED", 2)
+    task.inspect("test", make_manifest(tmp_path, ["X"] * 5))
+    lines = (tmp_path / "label_problems_test.tsv").read_text().splitlines()
+    assert len(lines) == 4 and lines[-1] == "and 3 more"
+
+
+def test_training_leaves_out_what_cannot_be_learned(tmp_path, caplog):
+    manifest = make_manifest(tmp_path, ["BBB", "BBBB", ""], 0.1)
+    task = CtcTask(label="text", tokenizer=CharacterTokenizer)
+    task.fit(manifest, tmp_path)
+    assert "Training leaves out" in caplog.records[-1].getMessage()
+    kept = [row.id for row in manifest if task.keeps(row, "train")]
+    assert kept == ["u0"]
+    assert all(task.keeps(row, "valid") for row in manifest)
+    task = CtcTask(label="text", tokenizer=CharacterTokenizer)
+    with pytest.raises(UserError, match="no utterance in .* can be learned"):
+        task.fit(make_manifest(tmp_path, ["BBBB", ""], 0.1), tmp_path)
 
 
 def test_padding_reaches_neither_loss_nor_text(task):
