@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -46,6 +46,12 @@ LABEL_PROBLEMS = {
 UNLEARNABLE = {EMPTY, TOO_SHORT}
 MAX_LISTED = 1000  # utterances in the list of a split
 
+# A plateau: hardly a letter comes out, whatever the audio.
+PLATEAU_BLANKS, PLATEAU_CER = 0.9, 95.0
+# How long it may last behind the warm-up until a run is told what to try.
+# In the run of recipes/README.md, Fine-tuning, it ended with the warm-up.
+USUAL_PLATEAU_UPDATES = 500
+
 BadLabel = tuple[Row, dict[str, str]]  # kinds of what is wrong, with details
 
 
@@ -54,6 +60,8 @@ class TextScore(NamedTuple):
 
     words: dict
     characters: dict
+    num_blanks: int  # frames in which the blank is likeliest
+    num_frames: int
 
 
 class Decoder(Protocol):
@@ -247,6 +255,10 @@ class CtcTask(ProbeTask):
         self.min_words_everywhere = min_words_everywhere
         self._test_decoder = decoder
         self._decoder: Decoder = decode_greedily
+        # Of the plateau of blanks: when to speak of it again, and whether
+        # there was text since.
+        self._next_remark = 0
+        self._has_text = False
 
     def for_test(self) -> CtcTask:
         """Return the same task with the decoder of the tests."""
@@ -404,18 +416,64 @@ class CtcTask(ProbeTask):
             statistics.append([r.id for r in rows], hypotheses, references)
         for details in characters.scores:  # not reported, only counted
             details |= dict.fromkeys(("alignment", "ref_tokens", "hyp_tokens"))
-        return list(map(TextScore, words.scores, characters.scores))
+        valid_mask = ~padding_mask
+        blanks = (predicted.argmax(-1) == self.tokenizer.blank_id) & valid_mask
+        counts = blanks.sum(1).tolist(), valid_mask.sum(1).tolist()
+        return list(map(TextScore, words.scores, characters.scores, *counts))
 
     def decode(self, predicted: Tensor, padding_mask: Tensor) -> list[str]:
         """Return the B texts of logits (B, T, C)."""
         return self._decoder(predicted, padding_mask, self.tokenizer)
 
     def summarise(self, scores: Sequence[TextScore]) -> dict[str, float]:
-        """Return the word and character error rates in percent."""
-        return {
+        """Return error rates in percent, and the share of blank frames."""
+        rates = {
             name: merged(details).summarize("WER")
             for name, details in _by_metric(scores).items()
         }
+        num_frames = sum(score.num_frames for score in scores)
+        blank = sum(score.num_blanks for score in scores) / max(num_frames, 1)
+        return {**rates, "blank_share": blank}
+
+    def remark(
+        self, metrics: Mapping[str, float], update: int, warmup: int
+    ) -> str | None:
+        """Say that all frames are blank, whether that is usual, and its end.
+
+        CTC first learns that most frames are blank, and letters only later.
+        """
+        blank, cer = metrics["blank_share"], metrics["cer"]
+        if cer < PLATEAU_CER:
+            was_blank, self._next_remark = self._next_remark > 0, 0
+            self._has_text = True
+            if was_blank:
+                return f"update {update}: the first text (CER {cer:.1f} %)."
+            return None
+        # Letters at random are what an untrained head says.
+        if blank < PLATEAU_BLANKS or update < self._next_remark:
+            return None
+        usual = warmup + USUAL_PLATEAU_UPDATES
+        self._next_remark = max(usual + 1, 2 * update)
+        state = f"update {update}: {100 * blank:.1f} % of the frames are blank"
+        if self._has_text:
+            return (
+                f"{state} again, after there was text: lower the learning "
+                "rate, or give a longer warm-up."
+            )
+        if update <= usual:
+            return (
+                f"{state}, and no text comes out. This is usual at the start "
+                f"of CTC. With 18 minutes of speech it lasted as long as the "
+                f"warm-up (recipes/README.md, Fine-tuning); wait until update "
+                f"{usual}."
+            )
+        return (
+            f"{state}, and no text comes out. This is longer than usual. "
+            "Try a learning rate of three "
+            "times as much, then of a third; a smaller vocabulary, such as "
+            "letters of one case without punctuation; and look at the order "
+            "of the labels: does each text belong to its audio?"
+        )
 
     def intervals(self, scores: Sequence[TextScore]) -> dict[str, list[float]]:
         """Return the intervals of both rates, drawing utterances."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +114,22 @@ class ProbeTask(ABC):
     @abstractmethod
     def summarise(self, scores: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of a split from the scores of all utterances."""
+
+    def remark(
+        self, metrics: Mapping[str, float], update: int, warmup: int
+    ) -> str | None:
+        """Return what the user should hear after a validation, if anything.
+
+        Arguments
+        ---------
+        metrics : mapping
+            What `summarise` returned.
+        update : int
+            The last update before the validation.
+        warmup : int
+            In how many updates the learning rate rises at the start.
+        """
+        return None
 
     def intervals(self, scores: Sequence[Any]) -> dict[str, list[float]]:
         """Return the 95 % interval of each error rate of a test.

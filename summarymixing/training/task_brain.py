@@ -214,6 +214,10 @@ class TaskBrain(ResumableBrain):
 
     def _end_epoch(self, metrics: dict[str, float]) -> None:
         self.run_log.write("valid", self.optimizer_step, metrics)
+        warmup = getattr(self.hparams, "warmup_updates", 0)
+        remark = self.task.remark(metrics, self.optimizer_step, warmup)
+        if remark:
+            logger.warning("%s", remark)
         self.after_validation(metrics)
         # In an order of checkpoints NaN has no place: it could come first.
         self.save_checkpoint(

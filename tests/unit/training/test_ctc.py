@@ -5,7 +5,7 @@ import torch
 
 from summarymixing.data.manifest import Manifest, Row, write_manifest
 from summarymixing.errors import UserError
-from summarymixing.training.ctc import CtcTask
+from summarymixing.training.ctc import USUAL_PLATEAU_UPDATES, CtcTask
 from summarymixing.training.tokenizers import CharacterTokenizer
 
 TRAIN = ["BAD CAB", "DAB"]  # tokens: blank, unk, B, A, D, space, C
@@ -166,6 +166,10 @@ def test_error_rates(task, tmp_path, references, hypotheses, wer, cer):
     predicted = logits_that_say(task, hypotheses, 14)
     scores = task.score(predicted, no_padding(predicted), make_rows(references))
     numbers = task.summarise(scores)
+    num_letters = sum(map(len, hypotheses))
+    assert numbers.pop("blank_share") == pytest.approx(
+        1 - num_letters / (14 * len(hypotheses))
+    )
     assert numbers == pytest.approx({"wer": wer, "cer": cer})
     intervals = task.intervals(scores)
     for name, value in numbers.items():
@@ -175,3 +179,51 @@ def test_error_rates(task, tmp_path, references, hypotheses, wer, cer):
     report = (tmp_path / "wer_test.txt").read_text()
     assert f"%WER {wer:.2f}" in report
     assert all(word in report for word in " ".join(references).split())
+
+
+def test_the_share_of_blanks_is_of_valid_frames(task):
+    predicted = logits_that_say(task, ["BAD", "BAD"], 14)
+    padding_mask = no_padding(predicted)
+    padding_mask[1, 6:] = True
+    scores = task.score(predicted, padding_mask, make_rows(["", ""]))
+    assert task.summarise(scores)["blank_share"] == 14 / 20
+
+
+def remarks(task, *validations):
+    return [
+        task.remark({"blank_share": blank, "cer": cer}, update, warmup=100)
+        for update, blank, cer in validations
+    ]
+
+
+def test_a_plateau_of_blanks_is_explained(task):
+    usual = 100 + USUAL_PLATEAU_UPDATES
+    first, more, late, later, latest, over, again = remarks(
+        task,
+        (10, 1.0, 100.0),
+        (usual, 0.99, 99.0),
+        (usual + 10, 1.0, 100.0),
+        (usual + 20, 1.0, 100.0),
+        (2 * usual + 30, 1.0, 100.0),
+        (2 * usual + 40, 0.8, 80.0),
+        (2 * usual + 50, 0.99, 100.0),
+    )
+    assert "usual at the start" in first and f"update {usual}" in first
+    assert more is None
+    for text in (late, latest):
+        assert "longer than usual" in text
+        for advice in ("learning rate", "vocabulary", "order of the labels"):
+            assert advice in text
+    assert later is None
+    assert over == f"update {2 * usual + 40}: the first text (CER 80.0 %)."
+    assert "blank again" in again
+
+
+def test_sparse_speech_is_no_plateau(task):
+    assert remarks(task, (10, 0.97, 30.0)) == [None]
+
+
+def test_an_untrained_head_has_not_lost_its_text(task):
+    babble, blank = remarks(task, (1, 0.3, 110.0), (10, 1.0, 100.0))
+    assert babble is None
+    assert "usual at the start" in blank
