@@ -27,6 +27,7 @@ COMMANDS = {
     "encode": "turn recordings of any length into features",
     "push": "publish an encoder on the HuggingFace hub",
     "export": "write an encoder as an ONNX file, for programs without PyTorch",
+    "transcribe": "turn recordings of any length into text, with times",
 }
 
 
@@ -66,7 +67,7 @@ def _run(words: list[str]) -> int:
 
 
 def _command_parser() -> ArgumentParser:
-    names = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    names = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     parser = ArgumentParser(
         prog="summarymixing",
         description="Speech encoders of linear cost.",

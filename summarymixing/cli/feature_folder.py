@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -21,6 +20,7 @@ from summarymixing import __version__
 from summarymixing.cli.values import (
     MEAN,
     choose_device,
+    find_mixer,
     read_layers,
     read_memory,
 )
@@ -465,7 +465,7 @@ class Encoding:
         top = encoder.num_layers if self.layers is None else max(self.layers)
         blocks: Iterable[Any]
         blocks = encoder.state_blocks(AudioBlocks(row), workspace, top)
-        blocks = self._with_progress(blocks, top)
+        blocks = counted(blocks, top, self.progress)
         places = {layer: i for i, layer in enumerate(self.layers or [0])}
         if self.layers is None:
             blocks = averaged(blocks, top + 1, workspace)
@@ -484,30 +484,17 @@ class Encoding:
                         place = places[block.layer]
                         file.write(place, block.start, block.states)
 
-    def _with_progress(self, blocks: Iterable[Any], top: int) -> Iterator[Any]:
-        """Count a block of each of `top` + 1 layers as its share of time."""
-        done = 0.0
-        for block in blocks:
-            yield block
-            done += len(block.states) / FRAMES_PER_SECOND / (top + 1)
-            self.progress.update(int(done))
-            done -= int(done)
+
+def counted(blocks: Iterable[Any], top: int, progress: Any) -> Iterator[Any]:
+    """Count a block of each of the layers 0 to `top` as its share of time."""
+    done = 0.0
+    for block in blocks:
+        yield block
+        done += len(block.states) / FRAMES_PER_SECOND / (top + 1)
+        progress.update(int(done))
+        done -= int(done)
 
 
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def find_mixer(name: str | None) -> Any:
-    """Import the class of mixers that --mixer names."""
-    if name is None:
-        return None
-    module, _, class_name = name.removeprefix("!name:").rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"--mixer={name} cannot be imported ({error}); give it as "
-            "my_package.MyMixer, and put my_package on PYTHONPATH"
-        ) from error

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from summarymixing import __version__
-from summarymixing.cli.feature_folder import MEAN, find_mixer, read_layers
+from summarymixing.cli.values import MEAN, find_mixer, read_layers
 from summarymixing.data.audio import read_audio
 from summarymixing.data.manifest import Row
 from summarymixing.errors import UserError

@@ -36,7 +36,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Check and publish; returns the exit status."""
-    from summarymixing.cli.feature_folder import find_mixer
+    from summarymixing.cli.values import find_mixer
     from summarymixing.hub import is_hub_name, upload
     from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
     from summarymixing.pretrained import (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import Any
 
 import torch
 
@@ -73,3 +75,17 @@ def choose_device(name: str | None, precision: str = "fp32") -> torch.device:
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision=fp16 needs a GPU; give bf16 or fp32")
     return device
+
+
+def find_mixer(name: str | None) -> Any:
+    """Import the class of mixers that --mixer names."""
+    if name is None:
+        return None
+    module, _, class_name = name.removeprefix("!name:").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"--mixer={name} cannot be imported ({error}); give it as "
+            "my_package.MyMixer, and put my_package on PYTHONPATH"
+        ) from error

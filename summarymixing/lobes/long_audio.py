@@ -313,7 +313,10 @@ def _latents(
 
 @torch.no_grad()
 def windowed_blocks(
-    wavs: Iterable[Tensor], encoder: Any
+    wavs: Iterable[Tensor],
+    encoder: Any,
+    window_seconds: float | None = None,
+    context_seconds: float | None = None,
 ) -> Iterator[StateBlock]:
     """Encode a recording in windows that overlap: an approximation.
 
@@ -323,6 +326,9 @@ def windowed_blocks(
         Audio of 16 kHz, in blocks of any length; it is read twice.
     encoder : LongAudioEncoder
         Called as encoder(wavs, wav_lens), in eval mode.
+    window_seconds, context_seconds : float, optional
+        What is kept of a window, and what it hears before and behind it;
+        `WINDOW_SECONDS` and `CONTEXT_SECONDS` by default.
 
     Yields
     ------
@@ -330,9 +336,11 @@ def windowed_blocks(
         Window after window, and of each all layers, from 0.
     """
     num_samples = sum(len(wav) for wav in wavs)
+    if window_seconds is None or context_seconds is None:
+        window_seconds, context_seconds = WINDOW_SECONDS, CONTEXT_SECONDS
     kept, context = (
-        seconds * FRAMES_PER_SECOND
-        for seconds in (WINDOW_SECONDS, CONTEXT_SECONDS)
+        round(seconds * FRAMES_PER_SECOND)
+        for seconds in (window_seconds, context_seconds)
     )
     total = encoder.count_frames(num_samples)
     device = _device_of(encoder)

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from speechbrain.decoders import CTCBeamSearcher, ctc_greedy_decode
+from speechbrain.decoders.ctc import CTCHypothesis
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import Tensor
@@ -140,15 +141,28 @@ class BeamSearch:
         self, predicted: Tensor, padding_mask: Tensor, tokenizer: Tokenizer
     ) -> list[str]:
         """Return the likeliest text of each utterance; see `Decoder`."""
-        searcher = self._searcher_for(tokenizer)
-        scores = predicted.float().log_softmax(dim=-1).cpu().numpy()
         # One by one: SpeechBrain would truncate the product of relative
         # length and T, and a rounding error then costs the last frame.
         lengths = (~padding_mask).sum(dim=1).tolist()
         return [
-            searcher.decode_log_probs(frames, length)[0].text
-            for frames, length in zip(scores, lengths, strict=True)
+            self._find(frames[:length], tokenizer).text
+            for frames, length in zip(predicted, lengths, strict=True)
         ]
+
+    def words(
+        self, predicted: Tensor, tokenizer: Tokenizer
+    ) -> list[tuple[str, int, int]]:
+        """Return the words of logits (T, C), with their frames [start, stop).
+
+        They are the words of `__call__`.
+        """
+        best = self._find(predicted, tokenizer)
+        return [(word, *frames) for word, frames in best.text_frames]
+
+    def _find(self, predicted: Tensor, tokenizer: Tokenizer) -> CTCHypothesis:
+        scores = predicted.float().log_softmax(dim=-1).cpu().numpy()
+        searcher = self._searcher_for(tokenizer)
+        return searcher.decode_log_probs(scores, len(scores))[0]
 
     def _searcher_for(self, tokenizer: Tokenizer) -> CTCBeamSearcher:
         """Load the language model once."""
@@ -168,7 +182,7 @@ class BeamSearch:
                 raise UserError(
                     f"{self._settings['kenlm_model_path']} is no KenLM model "
                     f"({error}). Give one made by KenLM's build_binary, or "
-                    "an ARPA file, with --kenlm_model=..."
+                    "an ARPA file"
                 ) from error
         return self._searcher
 
@@ -177,14 +191,13 @@ def _check_kenlm(model: Path) -> None:
     if not model.is_file():
         raise UserError(
             f"there is no language model {model}; give the path of a KenLM "
-            "model with --kenlm_model=..., or --kenlm_model=null"
+            "model, or leave it out"
         )
     for package in ("kenlm", "pygtrie"):  # SpeechBrain imports both
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"a language model needs the package {package}, which is not "
-                "installed: pip install kenlm pygtrie; or give "
-                "--kenlm_model=null"
+                "installed: pip install kenlm pygtrie; or leave it out"
             )
 
 

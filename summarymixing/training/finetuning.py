@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
+from speechbrain.utils.logger import get_logger
 from torch import Tensor
 
 from summarymixing.errors import UserError
@@ -32,6 +33,7 @@ from summarymixing.pretrained import save_encoder, save_weights
 from summarymixing.run.brain import count_parameters, make_optimizer
 from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.run.hparams_file import check_minima
+from summarymixing.training.ctc import CtcTask
 from summarymixing.training.pretraining import parameter_groups
 from summarymixing.training.probe import (
     FIXED,
@@ -40,8 +42,11 @@ from summarymixing.training.probe import (
     make_head,
 )
 from summarymixing.training.probe_data import ProbeBatch, load_probe_data
+from summarymixing.training.recogniser import HEAD_NAME, save_recogniser
 from summarymixing.training.schedules import make_schedule
 from summarymixing.training.task_brain import TaskBrain
+
+logger = get_logger(__name__)
 
 UNFREEZING_ORDERS = ("together", "top_down", "bottom_up")
 
@@ -222,11 +227,19 @@ class FineTuningBrain(TaskBrain):
         return {"parameters": {"encoder": encoder, "head": head}}
 
     def write_model(self, metrics: dict[str, Any]) -> None:
-        """Export what was tested; the tokenizer has its file already."""
+        """Export what was tested, for `summarymixing transcribe`."""
         save_encoder(
             self.model.encoder, self.folder / "encoder", trained_on=metrics
         )
-        save_weights(self.model.head, self.folder / "head.safetensors")
+        head, task = self.model.head, self.task
+        if not isinstance(task, CtcTask):
+            save_weights(head, self.folder / HEAD_NAME)
+            return
+        reason = save_recogniser(
+            self.folder, head, self.hparams.head, task.tokenizer
+        )
+        if reason:
+            logger.warning("summarymixing transcribe cannot use it: %s", reason)
 
 
 def _mask_scheme(ratio: float, length: int) -> MaskScheme | None:

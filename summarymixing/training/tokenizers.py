@@ -86,6 +86,7 @@ class CharacterTokenizer:
         )
 
 
+BPE_NAME = "bpe.model"  # in the folder of a run
 # Units that are not characters: the blank, the mark of a space, one to spare.
 SPARE_UNITS = 3
 # Of the units, where there are too many characters; the rest is for pairs.
@@ -150,13 +151,24 @@ class BpeTokenizer:
                 f"training transcripts ({error}). Give another number with "
                 "--vocab_size=..., or more transcripts."
             ) from error
-        self._processor = sentencepiece.SentencePieceProcessor(
-            model_proto=model.getvalue()
-        )
-        self.tokens = self._processor.id_to_piece(list(range(vocab_size)))
+        self._set_model(model.getvalue())
         if folder is not None:
-            path = folder / "bpe.model"
+            path = folder / BPE_NAME
             on_main_process(lambda: path.write_bytes(model.getvalue()))
+
+    @classmethod
+    def load(cls, folder: Path) -> BpeTokenizer:
+        """Read the tokenizer of a run; OSError, RuntimeError if it cannot."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_model((folder / BPE_NAME).read_bytes())
+        return tokenizer
+
+    def _set_model(self, model: bytes) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor(
+            model_proto=model
+        )
+        numbers = list(range(self._processor.get_piece_size()))
+        self.tokens = self._processor.id_to_piece(numbers)
 
     def encode(self, text: str) -> list[int]:
         """Return the units of a text."""

@@ -32,7 +32,11 @@ MAY_IMPORT = {
     "suite": GROUND | {"run", "data", "html_page"},
 }
 MAY_IMPORT["integrations"] = GROUND | {"nnet", "data", "lobes"}
-MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"suite", "miniature", "integrations"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT, "training"} - {
+    "suite",
+    "miniature",
+    "integrations",
+}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["training"] = set(MAY_IMPORT) - {
     "suite",

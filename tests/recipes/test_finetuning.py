@@ -24,6 +24,7 @@ from summarymixing.training.finetuning import (
     fine_tune,
     make_brain,
 )
+from summarymixing.training.recogniser import load_recogniser
 
 UTTERANCES = {
     "train-clean-100": 4,
@@ -130,6 +131,9 @@ def test_command_leaves_a_recogniser(material, tmp_path):
     assert metrics["parameters"]["head"] == 136 + 72 + 9 * outputs
     heads = [t for name, t in weights.items() if name.startswith("head")]
     assert sum(t.numel() for t in heads) == metrics["parameters"]["head"]
+    _, head, tokenizer = load_recogniser(tmp_path)
+    assert torch.equal(head.linear.w.bias, weights["head linear.w.bias"])
+    assert len(tokenizer.tokens) == outputs
     assert (tmp_path / "tokens.txt").exists()
     assert (tmp_path / "wer_test-other.txt").exists()
 
