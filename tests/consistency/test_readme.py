@@ -52,6 +52,11 @@ OPTIONS_OF = {
     for name in SUB_COMMANDS
 }
 OPTIONS |= set().union(*OPTIONS_OF.values())
+OPTIONS |= {
+    entry.name
+    for corpus in CORPORA.values()
+    for entry in fields(corpus.options)
+}
 
 
 def test_there_are_commands():
