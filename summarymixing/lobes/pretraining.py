@@ -90,7 +90,8 @@ class PretrainingOutput(NamedTuple):
     """Sums over the masked frames of a batch, on this process.
 
     Each scalar divided by `frames` is a mean, which is logged under the
-    scalar's name. The sums of two batches add up to those of their union.
+    scalar's name. The sums of two batches add up to those of their union, but
+    for `latent_deviations`, which are taken within a batch.
     """
 
     loss: Tensor  # (), what is trained; the only field with a gradient
@@ -101,6 +102,8 @@ class PretrainingOutput(NamedTuple):
     frames: Tensor  # (), int64, masked frames with at least one negative
     probability_sums: Tensor  # (G, V), codebook probabilities
     code_counts: Tensor  # (G, V), how often each code was chosen
+    latent_squares: Tensor  # (C,), of the channels of the latents
+    latent_deviations: Tensor  # (C,), squared, from the batch's mean
 
 
 class Wav2Vec2Pretraining(nn.Module):
@@ -161,6 +164,8 @@ class Wav2Vec2Pretraining(nn.Module):
         # Whether the last forward pass broke off after its collective had
         # begun: the one that takes its place must not begin another.
         self.broke_off = False
+        # Whether to train on the code usage of all processes together.
+        self.exchange = True
 
     def forward(
         self,
@@ -195,7 +200,7 @@ class Wav2Vec2Pretraining(nn.Module):
         code_usage = _sum_over_processes(
             quantised.probability_sums,
             masked.counts.sum(),
-            exchange=self.training and not self.broke_off,
+            exchange=self.training and self.exchange and not self.broke_off,
         )
         self.broke_off = self.training
         encoded = self.encoder.contextualise(
@@ -252,6 +257,7 @@ class Wav2Vec2Pretraining(nn.Module):
             frames=frames,
             probability_sums=quantised.probability_sums.detach(),
             code_counts=quantised.code_counts,
+            **_spread(latents.detach().float()),
         )
 
     def _draw(self, masked: MaskedFrames) -> tuple[Tensor, Tensor | None]:
@@ -281,6 +287,17 @@ def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
     padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
     padded = padded.index_copy(0, masked.padded_index, x)
     return padded.view(*shape, *x.shape[1:])
+
+
+def _spread(latents: Tensor) -> dict[str, Tensor]:
+    """Return the squares of latents (N, C), and those of their deviations.
+
+    Deviations from a mean cannot drown in rounding, as a difference of sums.
+    """
+    return {
+        "latent_squares": latents.square().sum(dim=0),
+        "latent_deviations": (latents - latents.mean(dim=0)).square().sum(0),
+    }
 
 
 def _sum_over_processes(
