@@ -20,7 +20,15 @@ from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.records import read_log
 
 # What a log says of the clock and the machine, not of the training.
-CLOCK = ("seconds_", "minutes_", "peak_", "audio_hours_per_hour", "gpu_hours")
+CLOCK = (
+    "seconds_",
+    "minutes_",
+    "peak_",
+    "audio_hours_per_hour",
+    "gpu_hours",
+    "disk_",
+    "slowest_",
+)
 
 
 def train_with_kills(
@@ -99,6 +107,7 @@ def without_clock(output: Path) -> list[dict[str, float]]:
     return [
         {k: v for k, v in entry.items() if not k.startswith(CLOCK)}
         for entry in read_log(output)
+        if entry["stage"] != "verdict"  # which may be about the clock
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from summarymixing.run.checkpoints import open_checkpoints
 from summarymixing.run.hparams_file import check_choices, check_minima
 from summarymixing.run.launch import RunOptions, run
+from summarymixing.training.health_actions import ON_BAD_HEALTH
 from summarymixing.training.pretraining import (
     FIXED,
     PretrainingBrain,
@@ -37,6 +38,7 @@ def pretrain(hparams: dict[str, Any], run_opts: RunOptions) -> None:
         hparams,
         {
             "loss_reduction": ("mean", "sum"),
+            "on_bad_health": ON_BAD_HEALTH,
             "precision": ("fp32", "bf16", "fp16"),
         },
     )

@@ -51,6 +51,10 @@ class Progress:
         # number of processes that this is made for.
         self.batches_taken: int | None = None
         self.batches_made_for: int | None = None
+        # Lines of the log: returns of a pre-training to an earlier checkpoint,
+        # and what its learning rates are multiplied by since then.
+        self.returns: list[dict[str, Any]] = []
+        self.learning_rate_factor = 1.0
 
     def metrics(self) -> dict[str, float]:
         """Return hours and updates, by their names in the log."""
@@ -156,6 +160,9 @@ class ResumableBrain(sb.Brain):
         if self.resumed_from is not None:
             logger.info("going on from update %d", self.optimizer_step)
             self._compare_batches(self.resumed_from)
+        self._open_log()
+
+    def _open_log(self) -> None:
         self.run_log = RunLog(
             self.folder,
             resumed_at=self.optimizer_step,

@@ -35,7 +35,7 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
     """Read `log.jsonl` of a run, without lines torn by a kill.
 
     Of a stage that was done twice, since the run was killed before it could
-    save, the second one counts.
+    save, the second one counts. Verdicts are as many as there are names.
     """
     path = output_folder / LOG_NAME
     if not path.exists():
@@ -47,8 +47,13 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             logger.warning("%s: left out a torn line", path)
             continue
-        entries[entry["stage"], entry["update"]] = entry
+        entries[_key(entry)] = entry
     return list(entries.values())
+
+
+def _key(entry: Entry) -> tuple[Any, ...]:
+    names = "stage", "update", "name", "event", "from_update"
+    return tuple(entry.get(name) for name in names)
 
 
 class RunLog:
@@ -117,6 +122,14 @@ class RunLog:
                     **{f"{stage}_stats": metrics},
                 )
                 on_main_process(partial(self._try, log))
+
+    def write_event(self, entry: Entry) -> None:
+        """Add a line that holds more than numbers: stage, update, the rest.
+
+        TensorBoard takes a verdict as 1 when it is raised, else 0.
+        """
+        if self._outputs:
+            self._write_down(entry)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Replace `metrics.json`; where that fails, the log says so."""
@@ -203,6 +216,9 @@ class _Board:
             for entry in entries:
                 metrics = dict(entry)
                 stage, update = metrics.pop("stage"), metrics.pop("update")
+                if stage == "verdict":
+                    is_raised = float(entry["event"] == "raised")
+                    metrics = {entry["name"]: is_raised}
                 for name, value in metrics.items():
                     self._writer.add_scalar(f"{name}/{stage}", value, update)
             self._writer.flush()

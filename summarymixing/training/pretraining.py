@@ -35,7 +35,6 @@ from summarymixing.nnet.randomness import derive_seed
 from summarymixing.pretrained import read_config, save_encoder
 from summarymixing.run import peers
 from summarymixing.run.brain import (
-    ResumableBrain,
     count_parameters,
     make_optimizer,
 )
@@ -48,6 +47,8 @@ from summarymixing.run.stopping import (
     stop_requested_anywhere,
 )
 from summarymixing.training.compilation import compile_layers, should_compile
+from summarymixing.training.health_brain import HealthBrain
+from summarymixing.training.layer_statistics import LayerStatistics
 from summarymixing.training.pretraining_data import (
     PretrainingBatch,
     PretrainingData,
@@ -56,9 +57,13 @@ from summarymixing.training.pretraining_data import (
 from summarymixing.training.pretraining_statistics import (
     LoggingWindow,
     MetricSums,
+    OwnWork,
+    disk_space,
     first_of_all,
-    most_of_all,
+    norms_by_part,
+    of_each_process,
     peak_memory,
+    slowest_rank,
 )
 from summarymixing.training.schedules import make_schedule
 from summarymixing.training.traces import TraceOfUpdates
@@ -72,9 +77,6 @@ MIN_UNREADABLE = 20
 
 MESSAGE_CHARACTERS = 600  # of an exception; the rest is in a file
 
-# Below this share of the codes in use, accuracy says nothing any more.
-COLLAPSE_SHARE = 0.1
-
 ENCODER_NAME = "encoder"  # the folder of the exported encoder
 
 # Settings that a run keeps, beside those of its encoder, and why.
@@ -86,7 +88,7 @@ FIXED = {
 }
 
 
-class PretrainingBrain(ResumableBrain):
+class PretrainingBrain(HealthBrain):
     """wav2vec 2.0 on SpeechBrain's loop.
 
     Arguments
@@ -94,15 +96,14 @@ class PretrainingBrain(ResumableBrain):
     data : PretrainingData
         Gives the updates of each interval between checkpoints.
     **kwargs : Any
-        See `ResumableBrain`; `hparams` has the keys of
+        See `HealthBrain`; `hparams` has the keys of
         hparams/shared/pretraining.yaml, `modules` is {"model":
         Wav2Vec2Pretraining}.
     """
 
     def __init__(self, *, data: PretrainingData, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(data=data, **kwargs)
         h = self.hparams
-        self.data = data
         self.valid_items = ValidItems(vars(h))
         self.schedule = make_schedule(
             h.schedule,
@@ -156,6 +157,10 @@ class PretrainingBrain(ResumableBrain):
 
     def on_fit_start(self) -> None:
         """Compile, wrap, make the optimiser, resume."""
+        if self.has_gone_back:
+            self._open_log()
+            self._open_window()
+            return
         if self.device_type == "cuda":
             self._count_operations()
         super().on_fit_start()
@@ -164,6 +169,7 @@ class PretrainingBrain(ResumableBrain):
             self._go_on_in_batches(self.resumed_from.meta)
             self._catch_up()
         self.saved_at = time.monotonic()
+        self.own_work = OwnWork(self.model, self.device_type)
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
 
@@ -291,6 +297,7 @@ class PretrainingBrain(ResumableBrain):
             self._fail(batch.error)
         try:
             with self.training_ctx:
+                self.own_work.begin()
                 return self._forward(batch, layer_drop_seed=seed)
         except Exception as error:
             self._fail(error)
@@ -351,11 +358,29 @@ class PretrainingBrain(ResumableBrain):
             layer_drop_seed=layer_drop_seed,
         )
 
-    def temperature(self) -> float:
-        """Temperature of the Gumbel softmax at the coming update."""
+    def forward_again(
+        self, batch: PretrainingBatch, update: int, micro_step: int
+    ) -> PretrainingOutput:
+        """Repeat a forward pass of an update, seeded alike, without DDP."""
+        before = update - 1
+        seed = derive_seed(self.hparams.seed, before, micro_step)
+        torch.manual_seed(derive_seed(seed, self.rank))
+        with self.training_ctx:
+            output: PretrainingOutput = self.model(
+                batch.wavs,
+                batch.wav_lens,
+                batch.masked,
+                temperature=self.temperature(before),
+                layer_drop_seed=seed,
+            )
+        loss = self.scaler.scale(output.loss / self.nominal_frames)
+        return output._replace(loss=loss)
+
+    def temperature(self, update: int | None = None) -> float:
+        """Temperature of the Gumbel softmax after so many updates, or now."""
         h = self.hparams
         return temperature_at(
-            self.optimizer_step,
+            self.optimizer_step if update is None else update,
             h.temperature_start,
             h.temperature_end,
             h.temperature_factor,
@@ -363,8 +388,9 @@ class PretrainingBrain(ResumableBrain):
 
     def set_learning_rates(self, update: int) -> None:
         """Follow the schedule, one rate for all groups."""
+        factor = self.progress.learning_rate_factor
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(update)
+            group["lr"] = self.schedule(update) * factor
 
     def optimizers_step(self) -> None:
         """Make an update; log it and stop after it where that is due."""
@@ -392,14 +418,17 @@ class PretrainingBrain(ResumableBrain):
             return
         peers.rest()
         failure = first_of_all(self.failure)
+        verdict = first_of_all(self.health.pending)
+        # Checkpoints count hours, up to the last entry of the log.
+        if self.optimizer_step > self.window.update:
+            self._log_train()
+        if failure is None and verdict is not None:
+            failure = self.go_back_or_fail(verdict)
         if failure is not None:
             # For log.txt: on the screen it is what the run ends with.
             logger.debug(
                 "ending after update %d: %s", self.optimizer_step, failure
             )
-        # Checkpoints count hours, up to the last entry of the log.
-        if self.optimizer_step > self.window.update:
-            self._log_train()
         self.save_checkpoint({})
         if failure is None:
             # At once: whoever asked may not wait for the encoder.
@@ -418,22 +447,31 @@ class PretrainingBrain(ResumableBrain):
         DDP has averaged over processes. Whether any process was asked to stop,
         or cannot go on, rides on the same collective.
         """
-        must_stop = stop_requested() or self.failure is not None
+        must_stop = stop_requested() or bool(
+            self.failure or self.health.pending
+        )
         flags = torch.tensor(
             [must_stop, self.lacks_gradients], dtype=torch.float64
         )
         packed = torch.cat(
-            [self.update_frames[None], flags.to(self.update_frames)]
+            [
+                self.update_frames[None],
+                flags.to(self.update_frames, non_blocking=True),
+            ]
         )
         if dist.is_initialized():
             dist.all_reduce(packed)
         frames, self.stop_asked, self.is_broken = packed.unbind()
         self.update_frames.zero_()
         if self.hparams.loss_reduction == "mean":
-            return self.nominal_frames * self.world_size / frames.clamp(1)
-        # Sum over frames, mean over micro-batches, as the stock recipe.
-        share = self.nominal_frames / self.grad_accumulation_factor
-        return torch.full_like(frames, share)
+            factor = self.nominal_frames * self.world_size / frames.clamp(1)
+        else:
+            # Sum over frames, mean over micro-batches, as the stock recipe.
+            share = self.nominal_frames / self.grad_accumulation_factor
+            factor = torch.full_like(frames, share)
+        if (self.optimizer_step + 1) % self.hparams.log_every_updates == 0:
+            self.window.part_norms = norms_by_part(self.model) * factor
+        return factor
 
     def _report_unreadable(self, batch: PretrainingBatch) -> None:
         """List utterances that could not be read; too many end the run.
@@ -487,31 +525,48 @@ class PretrainingBrain(ResumableBrain):
         self.shown_loss = metrics["loss"]
         metrics |= {
             "gradient_norm": self.gradient_norm,
+            **window.part_norms_by_name(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "temperature": self.temperature(),
             "audio_hours_per_hour": window.sums.seconds / elapsed,
+            "seconds_training": elapsed,
+            "processes": self.world_size,
             **self._cost(window, elapsed),
             **self.progress.metrics(),
+            "negatives": self.model.num_negatives,
         }
+        if self.hparams.expected_hours_per_hour is not None:
+            metrics["expected_hours_per_hour"] = (
+                self.hparams.expected_hours_per_hour
+            )
         self.run_log.write("train", self.optimizer_step, metrics)
+        self.health.read(
+            {"stage": "train", "update": self.optimizer_step, **metrics}
+        )
 
     def _cost(self, window: LoggingWindow, elapsed: float) -> dict[str, float]:
         """Return what the updates of a window cost; a collective."""
-        most = {
-            "seconds_waited_for_data": window.seconds_waited,
-            "minutes_unsaved": (time.monotonic() - self.saved_at) / 60,
-            **peak_memory(self.device_type),
-        }
-        most = most_of_all(most, self.device)
-        self.minutes_unsaved = most["minutes_unsaved"]
+        by_rank = of_each_process(
+            {
+                "seconds_waited_for_data": window.seconds_waited,
+                "minutes_unsaved": (time.monotonic() - self.saved_at) / 60,
+                "own_work": self.own_work.take_seconds(),
+                **peak_memory(self.device_type),
+            },
+            self.device,
+        )
+        self.minutes_unsaved = max(by_rank["minutes_unsaved"])
         cost = {
-            **most,
+            **slowest_rank(by_rank.pop("own_work")),
+            **{name: max(values) for name, values in by_rank.items()},
+            **disk_space(self.folder, self.model),
             "seconds_saving": window.seconds_saving,
             "seconds_compiling": window.seconds_compiling,
         }
         if self.operations is not None:
             # One multiply-add is two floating-point operations.
-            flops = 2 * window.sums.multiply_adds / elapsed / self.world_size
+            multiply_adds = window.sums.counts["multiply_adds"]
+            flops = 2 * multiply_adds / elapsed / self.world_size
             cost["tflops_per_gpu"] = flops / 1e12
             peak = peak_flops(torch.cuda.get_device_name())
             if peak is not None:
@@ -524,6 +579,7 @@ class PretrainingBrain(ResumableBrain):
         self.stage_start = self.window.idle_since = time.perf_counter()
         if stage == sb.Stage.VALID:
             self.valid_sums = MetricSums(self.model, self.device)
+            self.layer_statistics = LayerStatistics(self.model.encoder)
 
     def evaluate_batch(
         self, batch: PretrainingBatch, stage: sb.Stage
@@ -541,6 +597,8 @@ class PretrainingBrain(ResumableBrain):
                 self._list_unreadable(batch)
                 with torch.no_grad(), self.evaluation_ctx:
                     output = self._forward(batch)
+                    if not self.layer_statistics.is_complete:
+                        self.layer_statistics.add(batch.to(self.device))
                 self.valid_sums.add(output, batch)
                 return output.loss
             except Exception as error:
@@ -570,13 +628,13 @@ class PretrainingBrain(ResumableBrain):
         metrics |= self.valid_items.score(
             self.model.encoder, self.device, self.evaluation_ctx
         )
+        of_layers = self.layer_statistics.metrics()
         seconds = time.perf_counter() - self.stage_start
         self.run_log.write(
             "valid",
             self.optimizer_step,
-            {**metrics, "seconds_validating": seconds},
+            {**metrics, **of_layers, "seconds_validating": seconds},
         )
-        self._warn_of_collapse(metrics)
         self.progress.validation = {"update": self.optimizer_step, **metrics}
         self._export()
         self.validation_due = False
@@ -597,40 +655,23 @@ class PretrainingBrain(ResumableBrain):
         The numbers of two validations can be compared only over the same
         utterances, and over none at all the loss is 0.
         """
-        if not sums.unreadable:
+        total, unreadable = (
+            round(sums.counts[name]) for name in ("utterances", "unreadable")
+        )
+        if not unreadable:
             return
         lost = (
-            f"{sums.unreadable} of {sums.utterances} utterances of the "
+            f"{unreadable} of {total} utterances of the "
             f"validation could not be read; {self.folder} lists them in "
             "unreadable_audio.RANK.txt."
         )
-        limit = max(1, MAX_UNREADABLE_SHARE * sums.utterances)
-        if sums.unreadable == sums.utterances or sums.unreadable > limit:
+        limit = max(1, MAX_UNREADABLE_SHARE * total)
+        if unreadable == total or unreadable > limit:
             raise UserError(
                 f"{lost} Is a disk gone? Leave out files that are broken by "
                 "--exclude (see `recipes/prepare.py verify`) and start again."
             )
         logger.warning("%s Its loss is that of the others.", lost)
-
-    def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
-        codes = self.hparams.num_groups * self.hparams.num_codes
-        if metrics["code_perplexity"] < COLLAPSE_SHARE * codes:
-            logger.warning(
-                "the codebook is collapsing: %.1f of %d codes are in use at "
-                "update %d, and %.0f %% of the negatives equal the positive, "
-                "so accuracy means little. A large run recovers from this in "
-                "its first thousands of updates; a small one needs "
-                "--diversity_weight=1.0 --front_end_gradient=0.1, fewer "
-                "--num_codes, or more audio in an update.",
-                metrics["code_perplexity"],
-                codes,
-                self.optimizer_step,
-                100 * metrics["negatives_excluded"],
-            )
-
-    def checkpoints_to_keep(self) -> dict[str, Any]:
-        """Keep the latest ones."""
-        return {"num_to_keep": self.hparams.checkpoints_to_keep}
 
     def save_checkpoint(
         self, metrics: dict[str, Any], beside: bool = False

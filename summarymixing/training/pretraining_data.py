@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ from summarymixing.run.processes import rank, world_size
 class PretrainingBatch:
     """Audio and masks of a micro-batch.
 
-    wavs : (B, S); wav_lens : (B,); masked : MaskedFrames; seconds : audio
+    wavs : (B, S); wav_lens : (B,); masked : MaskedFrames; seconds, frames :
     without padding; utterances : how many there should be; unreadable : a
     message for each of them that was left out; error : of the loader, which
     has no further batch.
@@ -52,6 +53,7 @@ class PretrainingBatch:
     wav_lens: Tensor
     masked: MaskedFrames
     seconds: float
+    frames: int
     utterances: int
     unreadable: list[str]
     error: Exception | None = None
@@ -102,15 +104,17 @@ class MaskingCollate:
             derive_seed(self.seed, self.stage, u.epoch, u.row.id)
             for u in readable
         ]
+        lengths = [num_frames(len(u.wav)) for u in readable]
         masked = [
-            self.scheme(num_frames(len(u.wav)), np.random.default_rng(s))
-            for u, s in zip(readable, seeds, strict=True)
+            self.scheme(length, np.random.default_rng(s))
+            for length, s in zip(lengths, seeds, strict=True)
         ]
         return PretrainingBatch(
             wavs,
             wav_lens,
             gather_masked_frames(masked, num_frames(wavs.shape[1]), seeds),
             seconds=sum(len(u.wav) for u in readable) / SAMPLE_RATE_HZ,
+            frames=sum(lengths),
             utterances=len(utterances),
             unreadable=unreadable,
         )
@@ -131,6 +135,7 @@ def silence(
         torch.ones(2),
         gather_masked_frames([[0], [0]], 2, [0, 0]),
         seconds=0.0,
+        frames=0,
         utterances=utterances,
         unreadable=list(unreadable),
         error=error,
@@ -164,11 +169,29 @@ class PretrainingData:
     sampler: UpdateBatchSampler
     hours: float
 
+    def remake(self, update: int) -> Iterator[tuple[list[str], Any]]:
+        """Make the micro-batches of an update once more, in this process.
+
+        Yields
+        ------
+        list of str
+            The ids of the utterances in the batch.
+        PretrainingBatch
+            Equal to the first one.
+        """
+        sampler = copy.copy(self.sampler)
+        sampler.set_range(update - 1, update)
+        for batch in sampler:
+            utterances = [self.train.dataset[index] for index in batch]
+            ids = [u.row.id for u in utterances if not u.error]
+            yield ids, self.train.collate_fn(utterances)
+
     def close(self) -> None:
         """End the workers of the training, which live on between updates."""
         iterator = getattr(self.train, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
+            self.train._iterator = None
 
 
 def load_pretraining_data(hparams: Mapping[str, Any]) -> PretrainingData:

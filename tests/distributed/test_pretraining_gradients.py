@@ -131,6 +131,7 @@ def make_batch(lengths, seeds):
         wav_lens,
         gather_masked_frames(masked, num_frames(padded.shape[1]), seeds),
         seconds=sum(lengths) / 16_000,
+        frames=sum(map(num_frames, lengths)),
         utterances=len(lengths),
         unreadable=[],
     )

@@ -44,7 +44,7 @@ SMALL = {
 }
 # What a log tells of the clock or of the machine. All else must be repeated.
 CLOCK = re.compile(
-    r"seconds|minutes|hours_per_hour|gpu_hours|peak|tflops|waited"
+    r"seconds|minutes|hours_per_hour|gpu_hours|peak|tflops|waited|disk|slowest"
 )
 LOGGED_UPDATE = re.compile(r"train, update (\d+)")
 HALF_WRITTEN = (STAGING_NAME, TRASH_NAME, ".trial", ".exporting")
@@ -470,6 +470,7 @@ def differences(straight: Path, killed: Path) -> list[str]:
         [
             {k: v for k, v in entry.items() if not CLOCK.search(k)}
             for entry in read_log(folder)
+            if entry["stage"] != "verdict"  # which may be about the clock
         ]
         for folder in (straight, killed)
     ]

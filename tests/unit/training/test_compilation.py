@@ -30,6 +30,7 @@ def make_batch(size, num_frames):
         torch.linspace(1, 0.5, size),
         gather_masked_frames(masked, num_frames + 1, range(size)),
         seconds=1.0,
+        frames=size * (num_frames + 1),
         utterances=size,
         unreadable=[],
     )

@@ -20,6 +20,7 @@ from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.summary_mixing import SummaryMixing
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.training.pretraining import PretrainingBrain
+from summarymixing.training.pretraining_statistics import OwnWork
 
 HPARAMS = {
     "seed": 1,
@@ -41,6 +42,10 @@ HPARAMS = {
     "compile": False,
     "profile_updates": 0,
     "memory_budget": 1.0,
+    "on_bad_health": "warn",
+    "valid_items": None,
+    "valid_items_layer": None,
+    "health_patience_updates": 0,
 }
 
 
@@ -129,6 +134,7 @@ def test_the_share_of_peak_is_told_where_the_peak_is_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
     brain = make_brain(tmp_path, make_model())
     brain.world_size = 2
+    brain.own_work = OwnWork(brain.model, "cpu")
     brain.operations = lambda *sizes: prod(sizes)
     batch = SimpleNamespace(
         masked=SimpleNamespace(
@@ -137,7 +143,7 @@ def test_the_share_of_peak_is_told_where_the_peak_is_known(
     )
     counted = brain._multiply_adds(batch)
     assert counted == 2 * 3 * 4 * 13
-    brain.window.sums.multiply_adds = counted * 1e12
+    brain.window.sums.counts["multiply_adds"] = counted * 1e12
     cost = brain._cost(brain.window, elapsed=4.0)
     assert cost.pop("tflops_per_gpu") == 78
     assert {k: v for k, v in cost.items() if "share" in k} == shares
