@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,84 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a;
+# Of curves, by Okabe and Ito: told apart also by the colour-blind. The second
+# ones are for dark screens.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+ON_DARK = ("#5aaeea", "#ff8a47", "#35c79b", "#e6a0c8", "#f2b53a", "#a5dcff")
+GREY = "#808080"  # of what is no curve; on paper and on dark screens
+# What figures are drawn with -> the property of the page that stands for it.
+PROPERTIES = {
+    "#ffffff": "paper",
+    "#000000": "ink",
+    GREY: "grey",
+    **{colour: f"colour{number}" for number, colour in enumerate(COLOURS)},
+}
+
+
+def _define(*values: str) -> str:
+    """Return CSS that gives the properties their values."""
+    names = PROPERTIES.values()
+    pairs = zip(names, values, strict=True)
+    return "".join(f"--{name}: {value}; " for name, value in pairs)
+
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; --faint: #555; --rule: #ddd; --box: #f5f5f5;
+        {_define("#fff", "#1a1a1a", "#808080", *COLOURS)} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{
+        --faint: #aaa; --rule: #444; --box: #262626;
+        {_define("#161616", "#e6e6e6", "#9a9a9a", *ON_DARK)} }} }}
+"""
+    + """
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+       background: var(--paper);
        max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body.wide { max-width: 84rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd;
+th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--rule);
          text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
+thead th { border-bottom: 2px solid var(--faint); }
 th, td { white-space: pre-line; }
 div.wide { overflow-x: auto; font-size: .8rem; }
 div.wide th, div.wide td { padding: .3rem .5rem; }
 div.wide td { white-space: pre; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
-figcaption { color: #555; font-size: .9rem; }
-pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto;
-      border-radius: 4px; font-size: .85rem; }
+figure { margin: 1.5rem 0; }
+figure svg { width: 100%; height: auto; fill: currentColor; }
+figcaption { color: var(--faint); font-size: .9rem; }
+pre { background: var(--box); padding: .8rem 1rem; border-radius: 4px;
+      font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+p.warning { border-left: .3rem solid var(--colour1); padding-left: .7rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; }
+.legend svg { width: 2.2rem; height: .7rem; margin-right: .4rem; }
+.choice > input { position: absolute; opacity: 0; }
+.choice > label { display: inline-block; padding: .1rem .8rem; cursor: pointer;
+                  border: 1px solid var(--faint); border-radius: 1rem; }
+.choice > input:checked + label { background: var(--ink);
+                                  color: var(--paper); }
+.choice > input:focus-visible + label { outline: 3px solid var(--colour0); }
+.figures { display: none; gap: 1.2rem; margin: 1rem 0; grid-template-columns:
+           repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
+.figures > figure { margin: 0; break-inside: avoid; }
+.choice > input:nth-of-type(1):checked ~ .figures:nth-of-type(1),
+.choice > input:nth-of-type(2):checked ~ .figures:nth-of-type(2),
+.choice > input:nth-of-type(3):checked ~ .figures:nth-of-type(3)
+{ display: grid; }
+@media print { .choice > input:not(:checked) + label { display: none; } }
+"""
+)
+MOST_CHOICES = 3  # as many as STYLE knows
+# A page made again, or opened again, shows what was chosen before.
+REMEMBER_CHOICES = """
+for (const input of document.querySelectorAll(".choice > input")) {
+  const name = location.pathname + input.name;
+  try {
+    if (localStorage[name] === input.value) input.checked = true;
+    input.addEventListener("change", () => localStorage[name] = input.value);
+  } catch (error) {}  // a browser that stores nothing
+}
 """
 
 Cell = str | float | int
@@ -47,6 +109,9 @@ Panels = Mapping[str, Mapping[str, Sequence[float]]]  # encoder, task, weights
 HASH_SALT = "summarymixing"
 NO_DATE = {"Date": None}
 
+# A hundredth of a point is not seen, and six digits would be half of a page.
+COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"')
+MANY_DIGITS = re.compile(r"(\d\.\d\d)\d+")
 MANY_COLUMNS = 7  # a table with more is set smaller, and may be scrolled
 
 LAYER_COLOURS = "Blues"
@@ -72,6 +137,8 @@ class Page:
     ---------
     title : str
         What stands on top, and in the tab of a browser.
+    wide : bool
+        Whether it takes more of a wide screen than text is read on.
 
     Example
     -------
@@ -81,17 +148,20 @@ class Page:
     True
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, wide: bool = False) -> None:
         self.title = title
+        self._kind = ' class="wide"' if wide else ""
         self._parts: list[str] = []
+        self._scripts: list[str] = []
 
     def heading(self, text: str) -> None:
         """Start a section."""
         self._parts.append(f"<h2>{html.escape(text)}</h2>")
 
-    def paragraph(self, text: str) -> None:
-        """Add a paragraph."""
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+    def paragraph(self, text: str, is_warning: bool = False) -> None:
+        """Add a paragraph, which may stand out as a warning."""
+        kind = ' class="warning"' if is_warning else ""
+        self._parts.append(f"<p{kind}>{html.escape(text)}</p>")
 
     def table(
         self,
@@ -126,19 +196,69 @@ class Page:
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Add a matplotlib figure as SVG."""
-        buffer = io.StringIO()
         # Text as paths needs no fonts.
-        with rc_context({"svg.hashsalt": HASH_SALT}):
-            figure.savefig(
-                buffer, format="svg", bbox_inches="tight", metadata=NO_DATE
-            )
-        svg = buffer.getvalue()
-        svg = svg[svg.index("<svg") :]
+        svg = _to_svg(figure, "path", bbox_inches="tight")
         # Twice its size at most: one for a paper has small print.
         self._parts.append(
             f'<figure style="max-width:{2 * figure.get_figwidth():.1f}in">'
             f"{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
+
+    def choice(
+        self, label: str, groups: Mapping[str, Iterable[tuple[Figure, str]]]
+    ) -> None:
+        """Add groups of figures, of which the reader sees one at a time.
+
+        Arguments
+        ---------
+        label : str
+            What stands before the names of the groups.
+        groups : mapping
+            Name of each group -> its figures and their captions. The first
+            one is seen first, also where no script runs.
+        """
+        assert len(groups) <= MOST_CHOICES
+        name = f"choice{len(self._parts)}"
+        buttons, shown = "", ""
+        for number, (group, figures) in enumerate(groups.items()):
+            text, checked = html.escape(group), "" if number else " checked"
+            buttons += (
+                f' <input type="radio" name="{name}" id="{name}-{number}" '
+                f'value="{text}"{checked}>'
+                f'<label for="{name}-{number}">{text}</label>'
+            )
+            # Text as text: many figures would repeat the paths.
+            drawn = (
+                f"<figure>{_to_svg(figure, 'none')}"
+                f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                for figure, caption in figures
+            )
+            shown += f'<div class="figures">{"".join(drawn)}</div>'
+        self._parts.append(
+            f'<div class="choice">{html.escape(label)}{buttons}{shown}</div>'
+        )
+        self.script(REMEMBER_CHOICES)
+
+    def legend(self, lines: Sequence[tuple[str, str, str]]) -> None:
+        """Add names with the lines that stand for them.
+
+        Arguments
+        ---------
+        lines : sequence of (str, str, str)
+            Name, colour (one of `PROPERTIES`) and SVG's pattern of dashes.
+        """
+        entries = "".join(
+            f'<span><svg viewBox="0 0 22 7"><path d="M0 3.5H22" '
+            f'stroke-width="3" stroke="var(--{PROPERTIES[colour]})" '
+            f'stroke-dasharray="{dashes}"/></svg>{html.escape(name)}</span>'
+            for name, colour, dashes in lines
+        )
+        self._parts.append(f'<div class="legend">{entries}</div>')
+
+    def script(self, script: str) -> None:
+        """Add JavaScript, which runs when all of the page is there."""
+        if script not in self._scripts:
+            self._scripts.append(script)
 
     def commands(self, commands: Sequence[str]) -> None:
         """Add commands as they were run, or can be."""
@@ -148,17 +268,34 @@ class Page:
     def html(self) -> str:
         """Return the page."""
         title = html.escape(self.title)
+        scripts = "".join(f"<script>{s}</script>" for s in self._scripts)
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width">'
             f"<title>{title}</title><style>{STYLE}</style></head>"
-            f"<body><h1>{title}</h1>{''.join(self._parts)}</body></html>\n"
+            f"<body{self._kind}><h1>{title}</h1>{''.join(self._parts)}"
+            f"{scripts}</body></html>\n"
         )
 
     def write(self, path: Path) -> Path:
         """Write the page."""
         path.write_text(self.html(), encoding="utf-8")
         return path
+
+
+def _to_svg(figure: Figure, font: str, **options: Any) -> str:
+    """Return a figure as a part of a page, which gives it its colours."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": HASH_SALT, "svg.fonttype": font}):
+        figure.savefig(buffer, format="svg", metadata=NO_DATE, **options)
+    svg = buffer.getvalue()
+    svg = COORDINATES.sub(
+        lambda match: MANY_DIGITS.sub(r"\1", match[0]),
+        svg[svg.index("<svg") :],
+    )
+    for colour, name in PROPERTIES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
 
 
 def _format(value: Cell, is_bold: bool) -> str:

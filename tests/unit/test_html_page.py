@@ -5,8 +5,10 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from summarymixing.html_page import (
+    COLOURS,
     COLUMN_WIDTH,
     PAGE_WIDTH,
     Page,
@@ -46,6 +48,55 @@ def test_page_loads_nothing_from_elsewhere(tmp_path):
     assert text.count("<svg") == 2
     loaded = re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']+", text)
     assert loaded == []
+
+
+def test_figures_take_their_colours_from_the_page():
+    figure = Figure(figsize=(2, 1))
+    axes = figure.subplots()
+    axes.plot([0, 1], [0.00015, 0.00025], color=COLOURS[1])
+    axes.set_title("0.00015 is < 0.00025")
+    page = Page("A run")
+    page.choice("over", {"updates": [(figure, "caption")]})
+    (svg,) = re.findall("<svg.*</svg>", page.html(), flags=re.DOTALL)
+    assert "stroke: var(--colour1)" in svg and "fill: var(--paper)" in svg
+    assert not re.search("#[0-9a-f]{6}", svg)
+    # Coordinates are short, and texts are as they were written.
+    assert ">0.00015 is &lt; 0.00025</text>" in svg
+    coordinates = re.findall(r" d=\"(.*?)\"", svg, flags=re.DOTALL)
+    assert coordinates
+    assert not re.search(r"\d\.\d{3}", "".join(coordinates))
+
+
+def test_one_group_of_figures_is_seen_at_a_time():
+    page = Page("A run", wide=True)
+    groups = {
+        name: [(Figure(figsize=(1, 1)), f"over {name}")]
+        for name in ("updates", "<hours>")
+    }
+    page.choice("over", groups)
+    page.choice("in", groups)
+    text = page.html()
+    assert text.count("<figure>") == 4
+    assert text.count(" checked>") == 2  # without a script, too
+    names = re.findall(r'<input type="radio" name="(.*?)"', text)
+    assert len(set(names)) == 2
+    assert text.count('value="&lt;hours&gt;"') == 2
+    assert text.count("<script>") == 1  # for both
+    assert '<body class="wide">' in text
+
+
+def test_a_legend_names_lines():
+    page = Page("A run")
+    page.legend([("<mine>", COLOURS[0], ""), ("other", COLOURS[1], "6 2")])
+    text = page.html()
+    assert "&lt;mine&gt;</span>" in text
+    assert 'stroke="var(--colour1)" stroke-dasharray="6 2"' in text
+
+
+def test_a_warning_stands_out():
+    page = Page("A run")
+    page.paragraph("1 < 2", is_warning=True)
+    assert '<p class="warning">1 &lt; 2</p>' in page.html()
 
 
 def test_curves_show_validations():
