@@ -41,7 +41,9 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A crash of the machine may leave bytes that are no text.
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
