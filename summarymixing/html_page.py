@@ -108,6 +108,7 @@ Panels = Mapping[str, Mapping[str, Sequence[float]]]  # encoder, task, weights
 # there is no date.
 HASH_SALT = "summarymixing"
 NO_DATE = {"Date": None}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 # A hundredth of a point is not seen, and six digits would be half of a page.
 COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"')
@@ -287,7 +288,7 @@ def _to_svg(figure: Figure, font: str, **options: Any) -> str:
     """Return a figure as a part of a page, which gives it its colours."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": HASH_SALT, "svg.fonttype": font}):
-        figure.savefig(buffer, format="svg", metadata=NO_DATE, **options)
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA, **options)
     svg = buffer.getvalue()
     svg = COORDINATES.sub(
         lambda match: MANY_DIGITS.sub(r"\1", match[0]),
