@@ -27,7 +27,7 @@ from summarymixing.run.yaml_trees import OUTPUT_FOLDER, flatten
 
 Floats = NDArray[np.float64]
 
-SETTINGS = "hyperparams"
+SETTINGS_NAME = "hyperparams.yaml"
 HEADER = re.compile(r"# Written on (\S+) by:\n# (.*)")
 ABSENT = "-"  # in place of a value, in a comparison of settings
 
@@ -122,9 +122,9 @@ class RunHistory:
         value = self.settings.get("max_updates", "")
         return int(value) if value.isdigit() else None
 
-    def of_stage(self, stage: str) -> list[Entry]:
-        """Return the entries of a stage, in the order of updates."""
-        return [entry for entry in self.entries if entry["stage"] == stage]
+    def of_stage(self, *stages: str) -> list[Entry]:
+        """Return the entries of stages, in the order of updates."""
+        return [entry for entry in self.entries if entry["stage"] in stages]
 
     def series(
         self, stage: str, key: str, of: str = "", axis: str = UPDATES
@@ -377,12 +377,12 @@ def _complete(
 
 def _settings_files(folder: Path) -> Iterator[Path]:
     """Yield hyperparams.1.yaml and so on, and hyperparams.yaml last."""
-    kept = folder.glob(f"{SETTINGS}.*.yaml")
+    kept = folder.glob("hyperparams.*.yaml")
     numbered = {path.suffixes[0][1:]: path for path in kept}
     yield from (
         numbered[n] for n in sorted(filter(str.isdigit, numbered), key=int)
     )
-    if (latest := folder / f"{SETTINGS}.yaml").is_file():
+    if (latest := folder / SETTINGS_NAME).is_file():
         yield latest
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import json
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 
+from summarymixing.errors import UserError
+from summarymixing.files import open_atomically
 from summarymixing.html_page import Page
 from summarymixing.run.history import (
     AUDIO,
     CLOCK,
     ENDED,
     GOING_ON,
+    HEADER,
+    SETTINGS_NAME,
     SILENT,
     STOPPED,
     UPDATES,
@@ -18,7 +26,10 @@ from summarymixing.run.history import (
     compare_settings,
     settings_of,
 )
+from summarymixing.run.output_folder import LOG_NAME
+from summarymixing.run.yaml_trees import OUTPUT_FOLDER
 from summarymixing.training.watch_panels import (
+    PANELS,
     Episode,
     Shown,
     draw_panels,
@@ -34,6 +45,17 @@ COMPARABLE = (
     "num_negatives",
     "mask_scheme",
 )
+# What a reference keeps beside the numbers that are drawn: for the judge, and
+# for the place on the axes.
+BESIDE_DRAWN = (
+    "audio_hours",
+    "chance",
+    "contrastive_loss",
+    "negatives_excluded",
+    "skipped_updates",
+)
+MANIFESTS = "manifests"
+KEPT_BY = "# A run that `recipes/pretraining/watch.py --keep` has kept."
 WORRYING = {
     SILENT: "it logs nothing any more: it was killed, or is stuck. The end of "
     "its log.txt may tell why.",
@@ -116,6 +138,41 @@ def is_comparable(run: RunHistory, reference: RunHistory) -> bool:
         run.settings.get(key) == reference.settings.get(key)
         for key in COMPARABLE
     )
+
+
+def keep_reference(run: RunHistory, folder: Path) -> None:
+    """Write a small copy of a run, to be drawn in grey behind others.
+
+    Arguments
+    ---------
+    run : RunHistory
+        A healthy run. UserError where its settings are lost.
+    folder : Path
+        Is made. It gets the settings without the paths, and three digits of
+        what is drawn and does not depend on the machine.
+    """
+    if not run.starts:
+        raise UserError(f"{run.folder} has no hyperparams.yaml that is whole")
+    settings = copy.deepcopy(run.starts[-1].settings)
+    settings.override(
+        {name: f"({name})" for name in (MANIFESTS, OUTPUT_FOLDER)}
+    )
+    patterns = [p.key for p in PANELS if not p.of_machine] + [*BESIDE_DRAWN]
+    lines = []
+    for entry in run.of_stage("train", "valid"):
+        kept = {"stage": entry["stage"], "update": entry["update"]}
+        for name, value in entry.items():
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                kept[name] = float(f"{value:.3g}")
+        lines.append(json.dumps(kept, separators=(",", ":")) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {
+        LOG_NAME: "".join(lines),
+        # The command names paths, too.
+        SETTINGS_NAME: HEADER.sub(KEPT_BY, settings.as_text()),
+    }.items():
+        with open_atomically(folder / name) as file:
+            file.write(text)
 
 
 def _say_what_is_wrong(
