@@ -85,7 +85,8 @@ p.warning { border-left: .3rem solid var(--colour1); padding-left: .7rem; }
 .choice > input:nth-of-type(2):checked ~ .figures:nth-of-type(2),
 .choice > input:nth-of-type(3):checked ~ .figures:nth-of-type(3)
 { display: grid; }
-@media print { .choice > input:not(:checked) + label { display: none; } }
+@media print { .choice > input:not(:checked) + label { display: none; }
+               .figures { grid-template-columns: 1fr 1fr; } }
 """
 )
 MOST_CHOICES = 3  # as many as STYLE knows
@@ -110,9 +111,11 @@ HASH_SALT = "summarymixing"
 NO_DATE = {"Date": None}
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
-# A hundredth of a point is not seen, and six digits would be half of a page.
+# A tenth of a point is not seen, and six digits would be half of a page.
 COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"')
-MANY_DIGITS = re.compile(r"(\d\.\d\d)\d+")
+MANY_DIGITS = re.compile(r"(\d\.\d)\d+")
+# A page has one font: the names of matplotlib's come with every text.
+FONTS = re.compile(r"('[^']*', )+(?=sans-serif)")
 MANY_COLUMNS = 7  # a table with more is set smaller, and may be scrolled
 
 LAYER_COLOURS = "Blues"
@@ -294,6 +297,7 @@ def _to_svg(figure: Figure, font: str, **options: Any) -> str:
         lambda match: MANY_DIGITS.sub(r"\1", match[0]),
         svg[svg.index("<svg") :],
     )
+    svg = FONTS.sub("system-ui, ", svg)
     for colour, name in PROPERTIES.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg

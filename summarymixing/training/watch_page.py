@@ -190,7 +190,7 @@ def _say_what_is_wrong(
         )
     past = [_describe_past(e) for e in shown.episodes if e.until is not None]
     if past:
-        page.paragraph(f"Over, of {name}: {', '.join(past)}.")
+        page.paragraph(f"{name}, earlier: {', '.join(past)}.")
 
 
 def _describe_past(episode: Episode) -> str:

@@ -33,9 +33,10 @@ LABEL_HEIGHT = 0.08  # of the axes: names come no nearer to each other
 MOST_LABELS = 8  # of more runs the legend alone has the names
 LANE_HEIGHT = 0.4  # inches, of a verdict
 
-MOST_PLACES, PLACES_OF_ALL = 200, 480  # of a curve; of all curves in a panel
+MOST_PLACES, PLACES_OF_ALL = 200, 360  # of a curve; of all curves in a panel
 REFERENCE_PLACES = 40
 MANY_VALIDATIONS = 40  # beyond these they have no dots of their own
+UNHEALTHY = COLOURS[1]
 DASHES = ((), (6, 2), (2, 2))  # colours come again with other dashes
 
 # A few extremes may lie outside of a panel, rather than flatten the rest.
@@ -345,6 +346,9 @@ class PanelDrawing:
                 is_short = len(curve.places) <= MANY_VALIDATIONS
                 look = {"lw": 1.7, "marker": "o" if is_short else "", "ms": 3}
             self.axes.plot(curve.places, curve.means, **shown.line, **look)
+            # Where it ends; of one entry there is no line.
+            end = curve.places[-1:], curve.means[-1:]
+            self.axes.plot(*end, "o", color=shown.colour, ms=3)
         if not found:
             return
         self.labels.append((list(found.values())[-1].values[-1], shown))
@@ -460,17 +464,20 @@ class PanelDrawing:
     def _shade_unhealthy(self) -> None:
         """Shade what is beyond the bounds that the runs should keep."""
         name = self.panel.healthy or self.panel.key
-        bounds = {
-            tuple(self._scale(bound, entry) for bound in band_of(name, entry))
-            for shown in self.runs
-            for entry in shown.run.of_stage("train")[-1:]
-        }
+        bounds: dict[tuple[float | None, ...], str] = {}
+        for shown in self.runs:
+            for entry in shown.run.of_stage("train")[-1:]:
+                found = (self._scale(b, entry) for b in band_of(name, entry))
+                bounds.setdefault(tuple(found), shown.colour)
         bottom, top = self.axes.get_ylim()
-        for low, high in bounds:
+        for (low, high), colour in bounds.items():
+            # Bounds of their own, such as of other codebooks, have the
+            # colours of their runs.
+            colour = colour if len(bounds) > 1 else UNHEALTHY
             if low is not None and low > bottom:
-                self.axes.axhspan(bottom, low, color=COLOURS[1], alpha=0.12)
+                self.axes.axhspan(bottom, low, color=colour, alpha=0.12, lw=0)
             if high is not None and high < top:
-                self.axes.axhspan(high, top, color=COLOURS[1], alpha=0.12)
+                self.axes.axhspan(high, top, color=colour, alpha=0.12, lw=0)
         self.axes.set_ylim(bottom, top)
 
     def _scale(self, bound: float | None, entry: Entry) -> float | None:

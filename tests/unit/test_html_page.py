@@ -62,9 +62,10 @@ def test_figures_take_their_colours_from_the_page():
     assert not re.search("#[0-9a-f]{6}", svg)
     # Coordinates are short, and texts are as they were written.
     assert ">0.00015 is &lt; 0.00025</text>" in svg
+    assert "system-ui, sans-serif;" in svg and "DejaVu" not in svg
     coordinates = re.findall(r" d=\"(.*?)\"", svg, flags=re.DOTALL)
     assert coordinates
-    assert not re.search(r"\d\.\d{3}", "".join(coordinates))
+    assert not re.search(r"\d\.\d{2}", "".join(coordinates))
 
 
 def test_one_group_of_figures_is_seen_at_a_time():
