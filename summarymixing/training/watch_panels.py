@@ -42,6 +42,7 @@ DASHES = ((), (6, 2), (2, 2))  # colours come again with other dashes
 # A few extremes may lie outside of a panel, rather than flatten the rest.
 CORE = (2.0, 98.0)  # percentiles
 MOST_OF_CORE = 5.0  # times their distance
+MARGIN = 0.05  # of the height, above and below
 WIDE = 30.0  # high over low of a logarithmic axis with ticks at 1, 10, ...
 
 
@@ -181,7 +182,9 @@ def episodes_of(run: RunHistory) -> list[Episode]:
             ]
             continue
         told = (str(line.get(key, "")) for key in ("message", "advice"))
-        text = " ".join(f"{part.rstrip('.')}." for part in told if part)
+        text = " ".join(
+            f"{part[0].upper()}{part[1:].rstrip('.')}." for part in told if part
+        )
         if line["event"] == "raised":
             since = line.get("since", update)
             found.append(Episode(name, since, None, text))
@@ -447,14 +450,16 @@ class PanelDrawing:
         high = max(self.core + [c.highs.max() for c, _ in self.curves])
         if self.panel.is_log:
             digits = (1.0,) if high > WIDE * low else (1.0, 2.0, 5.0)
-            self.axes.yaxis.set_major_locator(LogLocator(subs=digits))
+            self.axes.yaxis.set_major_locator(
+                LogLocator(subs=digits, numticks=7)
+            )
             self.axes.yaxis.set_minor_locator(NullLocator())
             return
         spread = max(self.core) - min(self.core) or abs(max(self.core))
         if room := MOST_OF_CORE * spread:
             low = max(low, min(self.core) - room)
             high = min(high, max(self.core) + room)
-        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        margin = MARGIN * ((high - low) or abs(high) or 1.0)
         self.axes.set_ylim(low - margin, high + margin)
         for curve, colour in self.curves:
             above, below = curve.highs > high, curve.lows < low
@@ -474,9 +479,10 @@ class PanelDrawing:
             # Bounds of their own, such as of other codebooks, have the
             # colours of their runs.
             colour = colour if len(bounds) > 1 else UNHEALTHY
-            if low is not None and low > bottom:
+            # Not the margin beyond all values.
+            if low is not None and low > bottom + MARGIN * (top - bottom):
                 self.axes.axhspan(bottom, low, color=colour, alpha=0.12, lw=0)
-            if high is not None and high < top:
+            if high is not None and high < top - MARGIN * (top - bottom):
                 self.axes.axhspan(high, top, color=colour, alpha=0.12, lw=0)
         self.axes.set_ylim(bottom, top)
 
