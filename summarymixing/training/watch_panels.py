@@ -364,16 +364,14 @@ class PanelDrawing:
     def _add_range(self, curve: Curve, colour: str) -> None:
         """Draw the extremes of a curve, and remember them."""
         if curve.is_thinned:
-            self.axes.fill_between(
-                curve.places,
-                curve.lows,
-                curve.highs,
-                color=colour,
-                alpha=0.2,
-                lw=0,
-            )
+            self._fill(curve, color=colour, alpha=0.2)
         self._see(curve)
         self.curves.append((curve, colour))
+
+    def _fill(self, curve: Curve, **look: Any) -> None:
+        """Fill a curve from its smallest to its largest values."""
+        bounds = curve.lows, curve.highs
+        self.axes.fill_between(curve.places, *bounds, lw=0, **look)
 
     def _see(self, curve: Curve) -> None:
         """Keep nearly all of a curve within the limits."""
@@ -417,15 +415,7 @@ class PanelDrawing:
                 continue
             curve = thin(series, REFERENCE_PLACES)
             self._see(curve)
-            self.axes.fill_between(
-                curve.places,
-                curve.lows,
-                curve.highs,
-                color=GREY,
-                alpha=0.35,
-                lw=0,
-                zorder=0.5,
-            )
+            self._fill(curve, color=GREY, alpha=0.35, zorder=0.5)
             if not curve.is_thinned:
                 self.axes.plot(
                     curve.places,

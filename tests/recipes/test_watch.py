@@ -48,8 +48,6 @@ def test_the_page_is_written(type_command, run, tmp_path):
     assert "25 of 3,000" in text
     assert "Grey: reference_tiny" in text
     assert "fetch(" not in text
-    status, _, _ = type_command(run, "--reference=none", f"--output={page}")
-    assert status == 0 and "Grey" not in page.read_text()
 
 
 def test_what_cannot_be_read_or_written_is_one_message(
@@ -58,12 +56,16 @@ def test_what_cannot_be_read_or_written_is_one_message(
     status, _, errors = type_command(run, tmp_path / "gone")
     assert status == 2 and errors.startswith("error: there is no folder")
     assert len(errors.splitlines()) == 1
+    status, _, errors = type_command(run, f"--reference={tmp_path}")
+    assert status == 2 and "is not the --output_folder of a run" in errors
     output = tmp_path / "gone" / "page.html"
     status, _, errors = type_command(run, f"--output={output}")
     assert status == 2 and f"error: {output}" in errors
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, _, errors = type_command(run, f"--serve={port}")
+        status, _, errors = type_command(
+            run, "--reference=none", f"--serve={port}"
+        )
     assert status == 2
     assert errors.startswith(f"error: 127.0.0.1, port {port}: ")
 
@@ -95,12 +97,15 @@ def test_a_run_is_kept_small_and_without_its_paths(type_command, run, tmp_path):
     assert status == 2 and "hyperparams.yaml" in errors
 
 
-def test_the_reference_of_other_models_is_not_drawn(script, run):
+def test_which_reference_is_drawn(script, run, monkeypatch):
+    """Only the one that was chosen behind runs of another model."""
+    monkeypatch.setattr(script, "make_page", lambda runs, drawn, now: drawn)
+    assert script.Watch([run]).page().folder == script.REFERENCE
+    assert script.Watch([run], None).page() is None
     text = TINY.as_text().replace("num_layers: 3", "num_layers: 4")
     (run / "hyperparams.yaml").write_text(text)
-    assert "Grey" not in script.Watch([run]).page().html()
-    chosen = script.Watch([run], script.REFERENCE.with_name("reference_tiny"))
-    assert chosen.folders == [run]
+    assert script.Watch([run]).page() is None
+    assert script.Watch([run], run).page().folder == run
 
 
 def test_a_folder_given_twice_is_shown_once(script, run):
