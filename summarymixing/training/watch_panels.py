@@ -459,13 +459,15 @@ class PanelDrawing:
     def _shade_unhealthy(self) -> None:
         """Shade what is beyond the bounds that the runs should keep."""
         name = self.panel.healthy or self.panel.key
-        bounds: dict[tuple[float | None, ...], str] = {}
+        bounds: dict[str, tuple[list[float | None], str]] = {}
         for shown in self.runs:
             for entry in shown.run.of_stage("train")[-1:]:
-                found = (self._scale(b, entry) for b in band_of(name, entry))
-                bounds.setdefault(tuple(found), shown.colour)
+                found = [self._scale(b, entry) for b in band_of(name, entry)]
+                # That of chance differs from batch to batch: no two bounds.
+                alike = str([b if b is None else f"{b:.2g}" for b in found])
+                bounds.setdefault(alike, (found, shown.colour))
         bottom, top = self.axes.get_ylim()
-        for (low, high), colour in bounds.items():
+        for (low, high), colour in bounds.values():
             # Bounds of their own, such as of other codebooks, have the
             # colours of their runs.
             colour = colour if len(bounds) > 1 else UNHEALTHY
@@ -482,7 +484,7 @@ class PanelDrawing:
             return None
         if self.panel.of and not self.panel.healthy:
             bound /= entry[self.panel.of]
-        return round(100 * bound if self.panel.percent else bound, 6)
+        return 100 * bound if self.panel.percent else bound
 
     def _add_labels(self) -> None:
         """Write the name of each run beside the end of its curve."""

@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from summarymixing.html_page import COLOURS
 from summarymixing.run.history import AUDIO, UPDATES, read_run
 from summarymixing.training.watch_page import is_comparable, make_page
 from summarymixing.training.watch_panels import (
     PANELS,
+    UNHEALTHY,
     PanelDrawing,
     draw_panels,
     episodes_of,
@@ -284,6 +286,17 @@ def test_what_is_not_healthy_is_shaded(write):
     entry = train(1, seconds_waited_for_data=900.0)
     waiting = draw("seconds_waited_for_data", write("run", entry))
     assert waiting.axes.patches[0].get_y() == pytest.approx(20.0)
+
+
+def test_bounds_of_their_own_have_the_colours_of_the_runs(write):
+    """Of a blind guess: the same but for the batch, and ten times as good."""
+    first = train(1, accuracy=0.0, chance=0.0100)
+    alike = write("alike", {**first, "chance": 0.0101})
+    other = write("other", {**first, "chance": 0.1})
+    one = draw("accuracy", write("first", first), alike).axes.patches
+    two = draw("accuracy", alike, write("high", train(1)), other).axes.patches
+    colours = [[to_hex(p.get_facecolor()) for p in ps] for ps in (one, two)]
+    assert colours == [[UNHEALTHY], [COLOURS[0], COLOURS[2]]]
 
 
 def test_a_reference_is_drawn_as_far_as_the_runs_have_come(write, runs, shown):
