@@ -182,10 +182,11 @@ class RunHistory:
 
     def place_of(self, update: float, axis: str) -> float:
         """Return where an update stands on an axis."""
-        if not self.entries:
-            return 0.0
-        places = self.places
-        return float(np.interp(update, places[UPDATES], places[axis]))
+        updates, places = (
+            np.concatenate([[0.0], self.places[name]])
+            for name in (UPDATES, axis)
+        )
+        return float(np.interp(update, updates, places))
 
     def state(self, now: float) -> str:
         """Say where the run stands at a time, as `time.time` counts."""

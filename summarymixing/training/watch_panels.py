@@ -351,7 +351,7 @@ class PanelDrawing:
             self.axes.plot(curve.places, curve.means, **shown.line, **look)
             # Where it ends; of one entry there is no line.
             end = curve.places[-1:], curve.means[-1:]
-            self.axes.plot(*end, "o", color=shown.colour, ms=3)
+            self.axes.plot(*end, "o", color=shown.colour, ms=3, clip_on=False)
         if not found:
             return
         self.labels.append((list(found.values())[-1].values[-1], shown))
@@ -464,7 +464,7 @@ class PanelDrawing:
             for entry in shown.run.of_stage("train")[-1:]:
                 found = [self._scale(b, entry) for b in band_of(name, entry)]
                 # That of chance differs from batch to batch: no two bounds.
-                alike = str([b if b is None else f"{b:.2g}" for b in found])
+                alike = str([b if b is None else f"{b:.1g}" for b in found])
                 bounds.setdefault(alike, (found, shown.colour))
         bottom, top = self.axes.get_ylim()
         for (low, high), colour in bounds.values():

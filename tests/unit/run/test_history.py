@@ -120,6 +120,7 @@ def test_places_on_all_axes(write):
     assert run.places[AUDIO].tolist() == [2.0, 2.0, 4.0]
     np.testing.assert_allclose(run.places[CLOCK], [0.75, 0.85, 1.36])
     assert run.place_of(1.5, AUDIO) == 3.0
+    assert run.place_of(0.5, AUDIO) == 1.0
     clock = run.series("valid", "seconds_validating", axis=CLOCK)
     np.testing.assert_allclose(clock.places, [0.85])
 
