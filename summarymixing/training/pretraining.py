@@ -121,6 +121,7 @@ class PretrainingBrain(HealthBrain):
         self.failure: str | None = None
         self.lacks_gradients = False
         self.validation_due = False  # when the run before this one has ended
+        self.own_work = OwnWork(self.model, self.device_type)
         self.shown_loss = 0.0
         self.seconds_compiling = 0.0
         self.saved_at = time.monotonic()  # or begun
@@ -169,7 +170,6 @@ class PretrainingBrain(HealthBrain):
             self._go_on_in_batches(self.resumed_from.meta)
             self._catch_up()
         self.saved_at = time.monotonic()
-        self.own_work = OwnWork(self.model, self.device_type)
         self._open_window()
         self.window.seconds_compiling = self.seconds_compiling
 

@@ -65,6 +65,8 @@ HPARAMS = {
     "profile_updates": 0,
     "memory_budget": 0.5,
     "stalled_after_seconds": 600,
+    "on_bad_health": "warn",
+    "health_patience_updates": 0,
     "valid_items": None,
     "valid_items_audio": None,
     "valid_items_layer": None,

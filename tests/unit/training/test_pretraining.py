@@ -20,7 +20,6 @@ from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
 from summarymixing.nnet.summary_mixing import SummaryMixing
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.training.pretraining import PretrainingBrain
-from summarymixing.training.pretraining_statistics import OwnWork
 
 HPARAMS = {
     "seed": 1,
@@ -43,6 +42,7 @@ HPARAMS = {
     "profile_updates": 0,
     "memory_budget": 1.0,
     "on_bad_health": "warn",
+    "stalled_after_seconds": 600,
     "valid_items": None,
     "valid_items_layer": None,
     "health_patience_updates": 0,
@@ -134,7 +134,6 @@ def test_the_share_of_peak_is_told_where_the_peak_is_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
     brain = make_brain(tmp_path, make_model())
     brain.world_size = 2
-    brain.own_work = OwnWork(brain.model, "cpu")
     brain.operations = lambda *sizes: prod(sizes)
     batch = SimpleNamespace(
         masked=SimpleNamespace(
