@@ -90,8 +90,7 @@ class PretrainingOutput(NamedTuple):
     """Sums over the masked frames of a batch, on this process.
 
     Each scalar divided by `frames` is a mean, which is logged under the
-    scalar's name. The sums of two batches add up to those of their union, but
-    for `latent_deviations`, which are taken within a batch.
+    scalar's name. The sums of two batches add up to those of their union.
     """
 
     loss: Tensor  # (), what is trained; the only field with a gradient
@@ -102,8 +101,8 @@ class PretrainingOutput(NamedTuple):
     frames: Tensor  # (), int64, masked frames with at least one negative
     probability_sums: Tensor  # (G, V), codebook probabilities
     code_counts: Tensor  # (G, V), how often each code was chosen
-    latent_squares: Tensor  # (C,), of the channels of the latents
-    latent_deviations: Tensor  # (C,), squared, from the batch's mean
+    latent_sums: Tensor  # (C,), float64, of the latents of masked frames
+    latent_squares: Tensor  # (C,), float64, of their squares
 
 
 class Wav2Vec2Pretraining(nn.Module):
@@ -257,7 +256,9 @@ class Wav2Vec2Pretraining(nn.Module):
             frames=frames,
             probability_sums=quantised.probability_sums.detach(),
             code_counts=quantised.code_counts,
-            **_spread(latents.detach().float()),
+            # In float64 their difference, a variance, survives rounding.
+            latent_sums=latents.detach().double().sum(dim=0),
+            latent_squares=latents.detach().double().square().sum(dim=0),
         )
 
     def _draw(self, masked: MaskedFrames) -> tuple[Tensor, Tensor | None]:
@@ -287,17 +288,6 @@ def pad_by_utterance(x: Tensor, masked: MaskedFrames) -> Tensor:
     padded = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
     padded = padded.index_copy(0, masked.padded_index, x)
     return padded.view(*shape, *x.shape[1:])
-
-
-def _spread(latents: Tensor) -> dict[str, Tensor]:
-    """Return the squares of latents (N, C), and those of their deviations.
-
-    Deviations from a mean cannot drown in rounding, as a difference of sums.
-    """
-    return {
-        "latent_squares": latents.square().sum(dim=0),
-        "latent_deviations": (latents - latents.mean(dim=0)).square().sum(0),
-    }
 
 
 def _sum_over_processes(

@@ -28,7 +28,7 @@ Message = TypeVar("Message")
 # Fields of `PretrainingOutput` that are (G, V) or (C,); all others are single
 # numbers, whose means are logged.
 PER_CODE = ("probability_sums", "code_counts")
-PER_CHANNEL = ("latent_squares", "latent_deviations")
+PER_CHANNEL = ("latent_sums", "latent_squares")
 
 # What `gradient_norm` is made of: the first prefix of a weight's name counts.
 PARTS = {
@@ -131,17 +131,19 @@ class MetricSums:
             for name, value in sums.items()
             if name not in (*PER_CODE, *PER_CHANNEL, "frames")
         }
-        squares = sums["latent_squares"].mean().item()
-        deviations = sums["latent_deviations"].mean().item()
+        masked_frames = max(counts["masked_frames"], 1)
+        squares = sums["latent_squares"] / masked_frames
+        variance = squares - (sums["latent_sums"] / masked_frames).square()
+        square = squares.mean().item()
         return means | {
             "codes": sums["code_counts"].numel(),
             "code_groups": len(sums["code_counts"]),
             "diversity_loss": diversity_loss(sums["probability_sums"]).item(),
             "code_perplexity": perplexity(sums["code_counts"]).item(),
             "prob_perplexity": perplexity(sums["probability_sums"]).item(),
-            "latent_variance": deviations / max(counts["masked_frames"], 1),
-            # NaN stays NaN: a maximum could lose it.
-            "latent_variance_share": deviations / (squares or 1.0),
+            "latent_variance": variance.mean().item(),
+            # Where all is zero, so is the share.
+            "latent_variance_share": variance.mean().item() / (square or 1.0),
             "masked_share": counts["masked_frames"] / max(counts["frames"], 1),
             "utterances": int(counts["utterances"]),
             "unreadable_utterances": int(counts["unreadable"]),
