@@ -186,7 +186,7 @@ def write_report(
     """Write one page with the answer, the curves and the commands."""
     # Imported late: `--help` should not wait for torch.
     from summarymixing.html_page import Page, draw_curves, draw_layer_weights
-    from summarymixing.run.records import read_log
+    from summarymixing.run.records import read_metrics
 
     results = read_results(folder / "probes")
     metrics = (folder / "pretraining" / "metrics.json").read_text("utf-8")
@@ -209,7 +209,7 @@ def write_report(
     page.heading("Pre-training")
     page.figure(
         draw_curves(
-            {"SummaryMixing": [read_log(folder / "pretraining")]},
+            {"SummaryMixing": [read_metrics(folder / "pretraining")]},
             {
                 "loss": "loss",
                 "accuracy": "contrastive accuracy",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from summarymixing.run.checkpoints import AtomicCheckpointer
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 
 # What a log says of the clock and the machine, not of the training.
 CLOCK = (
@@ -106,8 +106,7 @@ def without_clock(output: Path) -> list[dict[str, float]]:
     """Return the log of a run, without what no two runs have in common."""
     return [
         {k: v for k, v in entry.items() if not k.startswith(CLOCK)}
-        for entry in read_log(output)
-        if entry["stage"] != "verdict"  # which may be about the clock
+        for entry in read_metrics(output)
     ]
 
 

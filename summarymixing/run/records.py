@@ -53,6 +53,11 @@ def read_log(output_folder: Path) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
+def read_metrics(output_folder: Path) -> list[dict[str, Any]]:
+    """Read `log.jsonl` of a run, but for events such as verdicts."""
+    return [e for e in read_log(output_folder) if "event" not in e]
+
+
 def _key(entry: Entry) -> tuple[Any, ...]:
     names = "stage", "update", "name", "event", "from_update"
     return tuple(entry.get(name) for name in names)

@@ -17,7 +17,7 @@ from summarymixing.html_page import (
     draw_layer_weights,
     save_figure,
 )
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 from summarymixing.suite.commands import (
     LOG_NAME,
     RECORD_NAME,
@@ -131,7 +131,7 @@ def _add_curves(
         # A run of all folds has its logs one folder below.
         folds = sorted(p.parent for p in result.folder.glob("*/log.jsonl"))
         for folder in (result.folder, *folds):
-            if log := read_log(folder):
+            if log := read_metrics(folder):
                 logs.setdefault(result.encoder, []).append(log)
     panels = _find_panels(task, [log for runs in logs.values() for log in runs])
     if panels:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from summarymixing.data.manifest import Row, write_manifest
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +119,7 @@ def test_a_new_term_is_trained_and_logged(fork, tmp_path):
         check=True,
         capture_output=True,
     )
-    train, valid = read_log(tmp_path / "out")
+    train, valid = read_metrics(tmp_path / "out")
     assert train["answer"] == 42
     for entry in (train, valid):
         assert entry["feature_penalty"] > 0

@@ -21,7 +21,7 @@ import torch
 from summarymixing.lobes.pretraining import Wav2Vec2Pretraining
 from summarymixing.run import launch, peers
 from summarymixing.run.checkpoints import AtomicCheckpointer
-from summarymixing.run.records import _Board, read_log
+from summarymixing.run.records import _Board, read_metrics
 from summarymixing.training import pretraining, pretraining_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +164,9 @@ def run_with(manifests, tmp_path, monkeypatch):
             for line in meta.read_text().splitlines()
             if line.startswith("update:")
         )
-        logged = [(e["stage"], e["update"]) for e in read_log(tmp_path / "out")]
+        logged = [
+            (e["stage"], e["update"]) for e in read_metrics(tmp_path / "out")
+        ]
         screen = (tmp_path / "screen").read_text()
         with open(os.environ.get("FAULT_TIMES", os.devnull), "a") as file:
             name = os.environ["PYTEST_CURRENT_TEST"].split("[")[-1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "recipes" / "pretraining" / "train.py"
@@ -85,7 +85,7 @@ def test_what_was_learned_is_saved_when_one_process_cannot_go_on(
     assert done.stderr.count("error: ") == 1, done.stderr[-2000:]
     assert "error: rank 1: " in done.stderr and "a disk is gone" in done.stderr
     assert not (tmp_path / "out" / "stopped").exists()
-    (entry,) = read_log(tmp_path / "out")
+    (entry,) = read_metrics(tmp_path / "out")
     assert 0 < entry["update"] < 5
     assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 1
 
@@ -124,7 +124,7 @@ def test_accumulation_layer_drop_and_validation_do_not_hang(one_machine):
     Checkpoints by the clock, at updates 4 and 8, hang neither, though one rank
     alone finds that it is time.
     """
-    entries = [(e["stage"], e["update"]) for e in read_log(one_machine)]
+    entries = [(e["stage"], e["update"]) for e in read_metrics(one_machine)]
     assert entries == [
         *(("train", 4), ("train", 5), ("valid", 5)),
         *(("train", 8), ("train", 10), ("valid", 10)),
@@ -160,7 +160,7 @@ def test_two_machines_end_as_one_with_as_many_processes(
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     losses, expected_losses = (
-        [(e["stage"], e["update"], e["loss"]) for e in read_log(output)]
+        [(e["stage"], e["update"], e["loss"]) for e in read_metrics(output)]
         for output in (tmp_path / "out", one_machine)
     )
     assert losses == expected_losses

@@ -31,7 +31,7 @@ from summarymixing.run import checkpoints
 from summarymixing.run.checkpoint_files import MANIFEST_NAME, seal
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.launch import run
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 from summarymixing.training import pretraining, pretraining_data
 from tests.kills import states, train_with_kills, without_clock
 
@@ -87,7 +87,7 @@ def test_two_updates_of_every_file(file, pretraining_manifests, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
     assert metrics["update"] == 2
     assert 0 < metrics["valid"]["contrastive_loss"] < 10
-    stages = [entry["stage"] for entry in read_log(tmp_path)]
+    stages = [entry["stage"] for entry in read_metrics(tmp_path)]
     assert stages == ["train", "train", "valid"]
     encoder = Wav2Vec2Encoder.from_pretrained(tmp_path / "encoder")
     out = encoder(torch.randn(1, 8_000), torch.ones(1))
@@ -112,7 +112,7 @@ def test_one_value_changes(change, pretraining_manifests, tmp_path):
         tmp_path,
         change,
     )
-    assert read_log(tmp_path)[-1]["loss"] < 10
+    assert read_metrics(tmp_path)[-1]["loss"] < 10
 
 
 def test_compiled_run(pretraining_manifests, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_compiled_run(pretraining_manifests, tmp_path, monkeypatch):
     change = ("--compile=True", "--memory_budget=0.5")
     file = ROOT / "hparams/pretraining/tiny.yaml"
     train(file, pretraining_manifests, tmp_path, *change)
-    first, second, valid = read_log(tmp_path)
+    first, second, valid = read_metrics(tmp_path)
     assert valid["loss"] < 10
     assert first["seconds_compiling"] > 0 == second["seconds_compiling"]
 
@@ -135,7 +135,7 @@ def test_a_run_tells_what_it_costs(pretraining_manifests, tmp_path):
         "--checkpoint_every_updates=6",
         "--profile_updates=1",
     )
-    log = {(e["stage"], e["update"]): e for e in read_log(tmp_path)}
+    log = {(e["stage"], e["update"]): e for e in read_metrics(tmp_path)}
     saving = [log["train", n]["seconds_saving"] > 0 for n in range(1, 9)]
     assert saving == [False] * 6 + [True, False]
     assert log["valid", 6]["seconds_validating"] > 0
@@ -170,7 +170,7 @@ def test_logged_loss_is_the_sum_of_its_terms(pretraining_manifests, tmp_path):
         tmp_path,
         "--diversity_weight=2.0",
     )
-    for entry in read_log(tmp_path):
+    for entry in read_metrics(tmp_path):
         # One batch an entry: the diversity of the window is that of the loss.
         assert entry["loss"] == pytest.approx(
             entry["contrastive_loss"] + 2 * entry["diversity_loss"], rel=1e-5
@@ -205,7 +205,7 @@ def test_hours_count_to_the_last_update(pretraining_manifests, tmp_path):
         metrics = json.loads((tmp_path / output / "metrics.json").read_text())
         hours.append(metrics["audio_hours"])
         assert metrics["gpu_hours"] > 0
-        assert [e["update"] for e in read_log(tmp_path / output)][-1] == 3
+        assert [e["update"] for e in read_metrics(tmp_path / output)][-1] == 3
     assert hours[0] == pytest.approx(hours[1]) and hours[0] > 0
 
 
@@ -269,7 +269,7 @@ def test_resumed_run_equals_straight_run(pretraining_manifests, tmp_path):
 
 
 def _losses(output: Path) -> list[tuple[str, int, float]]:
-    return [(e["stage"], e["update"], e["loss"]) for e in read_log(output)]
+    return [(e["stage"], e["update"], e["loss"]) for e in read_metrics(output)]
 
 
 def test_killed_run_goes_on_from_its_last_checkpoint(
@@ -342,7 +342,7 @@ def test_a_stop_is_saved_where_it_is_read(
     assert end.value.code == 75
     saved = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
     assert (saved["update"], saved["valid"]) == (expected, {})
-    logged = [(e["stage"], e["update"]) for e in read_log(tmp_path)]
+    logged = [(e["stage"], e["update"]) for e in read_metrics(tmp_path)]
     assert logged == [("train", 2), ("train", expected)]
 
 
@@ -441,7 +441,9 @@ def test_the_clock_begins_again_with_each_checkpoint(
         "--checkpoint_every_minutes=3",
     )
     assert saved == [3, 5, 8, 10, 11]
-    log = {e["update"]: e for e in read_log(tmp_path) if e["stage"] == "train"}
+    log = {
+        e["update"]: e for e in read_metrics(tmp_path) if e["stage"] == "train"
+    }
     assert [round(log[n]["minutes_unsaved"], 3) for n in (3, 4, 8)] == [3, 1, 3]
 
 
@@ -602,7 +604,7 @@ def test_a_stop_in_a_validation_comes_after_it(
     assert (tmp_path / "stopped").exists() != is_complete
     state = json.loads((tmp_path / "metrics.json").read_text())
     assert (state["update"], state["valid"]["update"]) == (2, 2)
-    entries = [(e["stage"], e["update"]) for e in read_log(tmp_path)]
+    entries = [(e["stage"], e["update"]) for e in read_metrics(tmp_path)]
     assert entries == [("train", 1), ("train", 2), ("valid", 2)]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
@@ -698,7 +700,7 @@ def downgrade(checkpoint: Path, processes: int) -> None:
 
 
 def _last_update(output: Path) -> int:
-    return max([entry["update"] for entry in read_log(output)], default=0)
+    return max([entry["update"] for entry in read_metrics(output)], default=0)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -791,7 +793,7 @@ def test_a_validation_without_its_audio_is_none(
     total = len(Manifest.read(tmp_path / "valid.csv"))
     lost = total if number is None else number
     assert f"{lost} of {total} utterances of the validation" in message
-    assert [e["stage"] for e in read_log(output)] == ["train"] * 2
+    assert [e["stage"] for e in read_metrics(output)] == ["train"] * 2
     assert str(broken) in (output / "unreadable_audio.0.txt").read_text()
 
 
@@ -801,7 +803,7 @@ def test_one_utterance_may_be_missing_from_a_validation(
     break_rows(pretraining_manifests, tmp_path, "valid", 1)
     file, output = ROOT / "hparams/pretraining/tiny.yaml", tmp_path / "out"
     train(file, tmp_path, output)
-    entry = read_log(output)[-1]
+    entry = read_metrics(output)[-1]
     total = len(Manifest.read(tmp_path / "valid.csv"))
     assert total > 2 and entry["loss"] > 0
     assert (entry["utterances"], entry["unreadable_utterances"]) == (total, 1)
@@ -844,7 +846,9 @@ def test_items_of_a_validation_change_nothing_else(
     )
     assert all(without[name].equal(compared[name]) for name in without)
     assert _losses(tmp_path / "with") == _losses(tmp_path / "without")
-    valid = [e for e in read_log(tmp_path / "with") if e["stage"] == "valid"]
+    valid = [
+        e for e in read_metrics(tmp_path / "with") if e["stage"] == "valid"
+    ]
     assert len(valid) == 2
     for entry in valid:
         for kind in ("within", "across"):
@@ -863,7 +867,7 @@ def test_items_without_their_audio_end_no_run(
     file, output = ROOT / "hparams/pretraining/tiny.yaml", tmp_path / "out"
     words = f"--valid_items={items}", "--max_updates=1"
     train(file, pretraining_manifests, output, *words)
-    entry = read_log(output)[-1]
+    entry = read_metrics(output)[-1]
     assert entry["stage"] == "valid" and "abx_within" not in entry
     assert "ABX is left out" in (output / "log.txt").read_text()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from summarymixing.data.audit import leave_out
 from summarymixing.data.manifest import Manifest, Row, write_manifest
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 from tests.damaged_audio import REASONS, write_corpus
 from tests.soak.kills import ROOT, SMALL, Run
 
@@ -113,7 +113,7 @@ def break_audio(
         where = place(name, [*sound, *(damaged[i] for i in ids)], valid)
         status, run = train(name.replace(" ", "-"), where)
         lost = sum(REASONS[i] in UNREADABLE for i in ids)
-        finite = all(math.isfinite(e["loss"]) for e in read_log(run.folder))
+        finite = all(math.isfinite(e["loss"]) for e in read_metrics(run.folder))
         check(
             f"{name}: status, unreadable in two epochs, loss is finite",
             [0, 2 * lost, True],
@@ -137,5 +137,5 @@ def break_audio(
 
 
 def _count_unreadable(run: Path) -> int:
-    entries = [e for e in read_log(run) if e["stage"] == "train"]
+    entries = [e for e in read_metrics(run) if e["stage"] == "train"]
     return sum(entry["unreadable_utterances"] for entry in entries)

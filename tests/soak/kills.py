@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from summarymixing.run.checkpoint_files import checkpoint_folders
 from summarymixing.run.checkpoints import STAGING_NAME, TRASH_NAME
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 from summarymixing.suite.command_runner import TORCHRUN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,8 +469,7 @@ def differences(straight: Path, killed: Path) -> list[str]:
     logs = [
         [
             {k: v for k, v in entry.items() if not CLOCK.search(k)}
-            for entry in read_log(folder)
-            if entry["stage"] != "verdict"  # which may be about the clock
+            for entry in read_metrics(folder)
         ]
         for folder in (straight, killed)
     ]

@@ -16,7 +16,7 @@ from summarymixing.run.brain import (
     takes_scale,
 )
 from summarymixing.run.checkpoints import AtomicCheckpointer
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 
 HPARAMS = {
     "seed": 1,
@@ -150,7 +150,7 @@ def test_further_loggers_get_every_stage_that_they_know(tmp_path):
     brain.run_log.write("layer_weights", 7, {"layer_0": 1.0})
     expected = [({"epoch": 7}, {"train_stats": {"loss": 1.5}})]
     assert first.seen == second.seen == expected
-    assert [e["stage"] for e in read_log(tmp_path)] == [
+    assert [e["stage"] for e in read_metrics(tmp_path)] == [
         "train",
         "layer_weights",
     ]

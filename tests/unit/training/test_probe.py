@@ -17,7 +17,7 @@ from summarymixing.lobes.encoders import digest, load_frozen_encoder
 from summarymixing.pretrained import save_encoder
 from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.hparams_file import load_hparams
-from summarymixing.run.records import read_log
+from summarymixing.run.records import read_metrics
 from summarymixing.run.stopping import Stopped
 from summarymixing.training import task_brain
 from summarymixing.training.probe import ProbeBrain, make_brain, probe
@@ -170,7 +170,7 @@ def test_end_during_a_validation_costs_that_validation_alone(
     metrics = run_probe(material, run, **options)
     assert trained == list(range(3 * epoch + 1, metrics["updates"] + 1))
     assert metrics == run_probe(material, tmp_path / "straight", **options)
-    assert read_log(run) == read_log(tmp_path / "straight")
+    assert read_metrics(run) == read_metrics(tmp_path / "straight")
 
 
 def test_stop_during_the_test_leaves_only_the_test_to_do(
@@ -415,7 +415,7 @@ def test_run_goes_on_at_the_constant_rate_that_is_asked_for(material, tmp_path):
     run_probe(material, tmp_path, **constant)
     rates = [
         entry["weights_learning_rate"]
-        for entry in read_log(tmp_path)
+        for entry in read_metrics(tmp_path)
         if entry["stage"] == "train"
     ]
     assert rates == [0.01, 0.5]
@@ -426,5 +426,5 @@ def test_reached_limit_of_updates_leaves_the_log_alone(material, tmp_path):
     logs = []
     for _ in range(2):
         probe(make_hparams(material, tmp_path), options)
-        logs.append(read_log(tmp_path)[0])
+        logs.append(read_metrics(tmp_path)[0])
     assert logs[0] == logs[1]
