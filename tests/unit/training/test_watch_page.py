@@ -280,7 +280,7 @@ def test_what_is_not_healthy_is_shaded(write):
     low = draw("code_perplexity", write("run", train(1, code_perplexity=6.4)))
     (shade,) = low.axes.patches
     edge = shade.get_y() + shade.get_height()
-    assert edge == pytest.approx(100 * (2 + 0.1 * 126) / 128)
+    assert edge == pytest.approx(100 * (2 + 0.2 * 126) / 128)
     waiting = draw("seconds_waited_for_data", write("run", train(1)))
     assert not waiting.axes.patches  # 10 % is healthy, 20 % is not seen
     entry = train(1, seconds_waited_for_data=900.0)
