@@ -112,12 +112,18 @@ def fake_training(device_type: str = "cuda") -> Iterator[FakeTensorMode]:
     device_type : str
         "cuda", or "cpu" for the CPU's own rules.
     """
+    from speechbrain.nnet.attention import _get_precomputed_values
+
     with ExitStack() as rules:
         if device_type == "cuda":
             for name, function in CUDA_RULES.items():
                 rules.enter_context(mock.patch.object(F, name, function))
             # Nor are there the kernels that only CPUs have.
             rules.enter_context(mock.patch.object(layers, "_HAS_ONEDNN", False))
+        # Rotary positions are kept for every model of the process.
+        rules.enter_context(
+            mock.patch.dict(_get_precomputed_values.memo, clear=True)
+        )
         yield rules.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
 
 

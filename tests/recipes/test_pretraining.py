@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial, partialmethod
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -33,7 +33,7 @@ from summarymixing.run.checkpoints import AtomicCheckpointer
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_metrics
 from summarymixing.training import pretraining, pretraining_data
-from tests.kills import states, train_with_kills, without_clock
+from tests.soak.kills import differences
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "pretraining" / "train.py"
@@ -407,10 +407,7 @@ def test_a_checkpoint_by_the_clock_changes_nothing_but_what_a_kill_costs(
     assert not (tmp_path / "killed" / "encoder").exists()
     train(*arguments, tmp_path / "killed", *more, EVERY_ENTRY)
     assert saved == [7, 2, 4, 6, 7]
-    assert without_clock(tmp_path / "killed") == without_clock(
-        tmp_path / "straight"
-    )
-    assert_equal_states(tmp_path / "killed", tmp_path / "straight")
+    assert not differences(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_the_clock_begins_again_with_each_checkpoint(
@@ -459,28 +456,6 @@ def record_saves(monkeypatch) -> list[int]:
         ),
     )
     return saved
-
-
-def assert_equal_states(output: Path, expected: Path) -> None:
-    """Compare encoder, model and optimiser of two runs bit for bit."""
-    mine, theirs = (
-        {"encoder": weights(folder), **states(folder)}
-        for folder in (output, expected)
-    )
-    assert len(mine) == 3
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-
-
-def test_kills_while_it_saves_leave_no_trace(pretraining_manifests, tmp_path):
-    arguments = ROOT / "hparams/pretraining/tiny.yaml", pretraining_manifests
-    more = "--max_updates=9", "--checkpoint_every_updates=4"
-    train(*arguments, tmp_path / "straight", *more)
-    killed = partial(train, *arguments, tmp_path / "killed", *more, EVERY_ENTRY)
-    assert len([*train_with_kills(killed, kills=3, seed=1)]) == 3
-    assert without_clock(tmp_path / "killed") == without_clock(
-        tmp_path / "straight"
-    )
-    assert_equal_states(tmp_path / "killed", tmp_path / "straight")
 
 
 def test_damage_in_any_file_of_any_checkpoint_is_named(
