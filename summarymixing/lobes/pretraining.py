@@ -242,6 +242,8 @@ class Wav2Vec2Pretraining(nn.Module):
             temperature=self.logit_temperature,
         )
         frames = masked.counts.sum()
+        # In float64 the difference of its sums, a variance, survives rounding.
+        exact_latents = latents.detach().double()
         sums, weight = code_usage()
         # The gradient belongs to the frames of all processes, the value to
         # ours: values add up over processes, as gradients do.
@@ -256,9 +258,8 @@ class Wav2Vec2Pretraining(nn.Module):
             frames=frames,
             probability_sums=quantised.probability_sums.detach(),
             code_counts=quantised.code_counts,
-            # In float64 their difference, a variance, survives rounding.
-            latent_sums=latents.detach().double().sum(dim=0),
-            latent_squares=latents.detach().double().square().sum(dim=0),
+            latent_sums=exact_latents.sum(dim=0),
+            latent_squares=exact_latents.square().sum(dim=0),
         )
 
     def _draw(self, masked: MaskedFrames) -> tuple[Tensor, Tensor | None]:
