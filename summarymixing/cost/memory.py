@@ -99,6 +99,22 @@ def kept_for_backward(function: Callable[[], Tensor]) -> int:
 
 
 @contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """Make tensors without values: shapes are computed, and nothing else.
+
+    SpeechBrain keeps rotary positions for every model of the process. Those
+    made inside have no values, and are forgotten at the end.
+    """
+    from speechbrain.nnet.attention import _get_precomputed_values
+
+    with (
+        mock.patch.dict(_get_precomputed_values.memo, clear=True),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+    ):
+        yield mode
+
+
+@contextmanager
 def fake_training(device_type: str = "cuda") -> Iterator[FakeTensorMode]:
     """Make tensors without values, with the types that a device would have.
 
@@ -112,19 +128,13 @@ def fake_training(device_type: str = "cuda") -> Iterator[FakeTensorMode]:
     device_type : str
         "cuda", or "cpu" for the CPU's own rules.
     """
-    from speechbrain.nnet.attention import _get_precomputed_values
-
     with ExitStack() as rules:
         if device_type == "cuda":
             for name, function in CUDA_RULES.items():
                 rules.enter_context(mock.patch.object(F, name, function))
             # Nor are there the kernels that only CPUs have.
             rules.enter_context(mock.patch.object(layers, "_HAS_ONEDNN", False))
-        # Rotary positions are kept for every model of the process.
-        rules.enter_context(
-            mock.patch.dict(_get_precomputed_values.memo, clear=True)
-        )
-        yield rules.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield rules.enter_context(fake_tensors())
 
 
 _layer_norm, _attend = F.layer_norm, F.scaled_dot_product_attention

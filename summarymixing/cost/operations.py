@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -20,10 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from summarymixing.cost.memory import fake_tensors
 from summarymixing.lobes.features import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 from summarymixing.lobes.pretraining import Wav2Vec2Pretraining
 from summarymixing.lobes.wav2vec2 import Wav2Vec2Encoder
@@ -116,25 +118,28 @@ def _convolution_backward(
     return 2 * prod(positions) * prod(weight[1:]) * sum(output_mask[:2])
 
 
-def without_content(model: Model) -> tuple[FakeTensorMode, Model]:
+@contextmanager
+def without_content(model: Model) -> Iterator[Model]:
     """Copy a module with fake tensors, of the CPU, in place of its weights.
 
-    Returns
-    -------
-    FakeTensorMode
-        The copy runs under it (`with mode:`), and computes shapes only.
+    Inside `with`, only shapes are computed, and attention is counted as the
+    products it is made of.
+
+    Yields
+    ------
     nn.Module
         The copy; the module given stays as it is.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes: dict[int, Any] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        with mode:
+    with fake_tensors(), sdpa_kernel(SDPBackend.MATH):
+        fakes: dict[int, Any] = {}
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
             fake = torch.empty_like(tensor, device="cpu")
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        fakes[id(tensor)] = fake
-    return mode, copy.deepcopy(model, fakes)
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            fakes[id(tensor)] = fake
+        with unset_fake_temporarily():  # what is no buffer keeps its values
+            traced = copy.deepcopy(model, fakes)
+        yield traced
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,8 @@ def training_operations(model: Wav2Vec2Pretraining) -> Operations:
     >>> count(utterances=2, frames=100, masked=80, widest=50)
     613858099
     """
-    mode, traced = without_content(model)
-    traced.train()
-    with mode, sdpa_kernel(SDPBackend.MATH):
+    with without_content(model) as traced:
+        traced.train()
         one, two = (_count_objective(traced, masked) for masked in (1, 2))
     pair = Fraction(two - 2 * one, 2)  # of one * m + pair * m**2
     return replace(
@@ -222,12 +226,11 @@ def encoder_operations(
     kept = 1 - (encoder.conformer.layer_drop if backward else 0)
     expected_layers = num_layers * Fraction(kept).limit_denominator(10**6)
     by_size = {}
-    mode, traced = without_content(encoder)
-    traced.train(backward)
-    layers = traced.conformer.layers
-    traced.conformer.layer_drop = 0.0
-    traced.conformer.recompute_share(0)
-    with mode, sdpa_kernel(SDPBackend.MATH):
+    with without_content(encoder) as traced:
+        traced.train(backward)
+        layers = traced.conformer.layers
+        traced.conformer.layer_drop = 0.0
+        traced.conformer.recompute_share(0)
         for size in itertools.product(COUNTED_UTTERANCES, COUNTED_FRAMES):
             traced.conformer.layers = layers[:0]
             rest = _count_encoder(traced, *size, backward)

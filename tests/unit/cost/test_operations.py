@@ -135,3 +135,14 @@ def test_a_step_is_three_times_the_forward_pass_but_for_the_first_layer():
     first = b * t * 3 * mels * channels
     expected = 3 * (forward(b, t) - filterbank) + filterbank - first
     assert training(b, t) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_positions_of_a_count_have_no_part_in_what_follows(dtype):
+    """SpeechBrain keeps them for the whole process, by width and type."""
+    encoder = make_model(RotaryAttention, d_model=12).encoder.eval()
+    encoder_operations(encoder)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        states = encoder(torch.rand(1, 1600), torch.ones(1)).hidden_states
+    assert all(type(state) is torch.Tensor for state in states)
+    assert all(state.isfinite().all() for state in states)
