@@ -121,22 +121,20 @@ class BatchPlan:
         if order not in ("random", "ascending"):
             raise ValueError(f"order is 'random' or 'ascending', not {order}.")
         self.seed, self.order, self.world_size = seed, order, world_size
-        durations = np.asarray(durations, dtype=np.float64)
-        ascending = np.argsort(durations, kind="stable")
-        self._ascending = ascending.astype(np.int32)
-        self._seconds = durations.astype(np.float32)
+        # Those of a manifest are mapped once for all processes of a machine.
+        self._durations = np.asarray(durations, dtype=np.float64)
         if max_batch_seconds is not None:
-            _check_longest(durations, ascending[-1], max_batch_seconds)
-            ordered = durations[ascending]
+            _check_longest(self._durations, max_batch_seconds)
+            ordered = np.sort(self._durations)
             self._buckets = list(_make_buckets(ordered, max_batch_seconds))
         else:
             # One bucket: only the order decides who is with whom.
-            self._buckets = [(0, len(durations), int(batch_size or 1))]
+            self._buckets = [(0, len(self._durations), int(batch_size or 1))]
         self._bounds = self._cut(smallest_batch)
 
     def _cut(self, smallest_batch: int) -> NDArray[np.int64]:
         """Return where each batch begins in an order, and the last one ends."""
-        bounds, total = [0], len(self._ascending)
+        bounds, total = [0], len(self._durations)
         for _, stop, size in self._buckets:
             bounds.extend(range(bounds[-1] + size, stop + 1, size))
         if len(bounds) > 1 and total - bounds[-1] < smallest_batch:
@@ -152,18 +150,20 @@ class BatchPlan:
     def batches(self, epoch: int) -> Batches:
         """Return the batches of an epoch, as indices into `durations`."""
         starts, stops = self._bounds[:-1], self._bounds[1:]
+        # A second for ten million: less than its memory in every process.
+        order = np.argsort(self._durations, kind="stable").astype(np.int32)
         if self.order == "ascending":
-            return Batches(self._ascending, starts, stops)
+            return Batches(order, starts, stops)
         rng = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
-        order = self._ascending.copy()
         for start, stop, _ in self._buckets:
             rng.shuffle(order[start:stop])
         numbers = np.arange(len(self))
         if self.world_size == 1:
             rng.shuffle(numbers)
         else:
-            longest = np.maximum.reduceat(self._seconds[order], starts)
-            numbers = np.argsort((stops - starts) * longest, kind="stable")
+            longest = np.maximum.reduceat(self._durations[order], starts)
+            seconds = (stops - starts) * longest.astype(np.float32)
+            numbers = np.argsort(seconds, kind="stable")
             numbers = self._shuffle_steps(numbers, epoch, rng)
         return Batches(order, starts[numbers], stops[numbers])
 
@@ -185,8 +185,9 @@ class BatchPlan:
 
 
 def _check_longest(
-    durations: NDArray[np.float64], longest: int, max_batch_seconds: float
+    durations: NDArray[np.float64], max_batch_seconds: float
 ) -> None:
+    longest = int(np.argmax(durations))
     if durations[longest] > max_batch_seconds:
         raise UserError(
             f"utterance {longest + 1} of the manifest lasts "
