@@ -8,8 +8,10 @@ in a single process never hears of a new epoch; hence this one.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ from summarymixing.nnet.randomness import derive_seed
 
 # What asks a run to save and stop; see `run.stopping.StopRequests`.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that the end of a parent brings
 
 # Utterances may be batched together if their durations differ by this ratio at
 # most. Where they are many, the nearest of this many batches suffice.
@@ -428,11 +432,16 @@ def start_worker(_: Any) -> None:
 
     One thread each, for they are many already. Requests to stop are left to
     the training process: a scheduler sends them to the whole job, and a
-    worker that obeyed would break the run before it could save.
+    worker that obeyed would break the run before it could save. It ends with
+    the thread that started it, also where that is killed while this process
+    waits for a disk: left to itself it would look after its parent between
+    two batches only, and keep its memory until then.
     """
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @atexit.register

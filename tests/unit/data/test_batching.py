@@ -1,6 +1,10 @@
 """Batches: all utterances, bounded, and a function of (seed, epoch) alone."""
 
 import os
+import select
+import signal
+import sys
+import time
 from collections import Counter
 from itertools import chain
 
@@ -310,3 +314,23 @@ def test_a_request_to_stop_leaves_the_workers_alone(number):
         os.kill(os.getpid(), number)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
+def test_a_worker_that_waits_ends_with_its_parent():
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            start_worker(0)
+            os.write(writing, b"w")
+        time.sleep(600)  # the worker as for a disk that does not answer
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 1) == b"w"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    # The end of the pipe: nobody is left who could write.
+    assert select.select([reading], [], [], 60)[0]
+    assert os.read(reading, 1) == b""
+    os.close(reading)
