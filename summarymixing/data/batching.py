@@ -327,6 +327,13 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
         """Let an update begin with this batch of the sequence."""
         self._offset = batch - update * self.batches_per_update
 
+    def number(self, step: int) -> int:
+        """Return where this process's micro-batch is in the sequence.
+
+        `step` counts its micro-batches: update * accumulation + k.
+        """
+        return step * self.world_size + self.rank + self._offset
+
     def first_batch(self, update: int) -> int:
         """Return the number of batches that all processes took before."""
         return update * self.batches_per_update + self._offset
@@ -342,8 +349,7 @@ class UpdateBatchSampler(Sampler[list[EpochIndex]]):
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         """Iterate over lists of (epoch, utterance index)."""
         for step in self._range:
-            number = step * self.world_size + self.rank + self._offset
-            epoch, position = divmod(number, len(self.plan))
+            epoch, position = divmod(self.number(step), len(self.plan))
             if self._cached is None or self._cached[0] != epoch:
                 self._cached = epoch, self.plan.batches(epoch)
             batch = self._cached[1][position]

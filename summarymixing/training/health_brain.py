@@ -60,7 +60,7 @@ class HealthBrain(ResumableBrain):
         raise NotImplementedError
 
     def forward_again(
-        self, batch: PretrainingBatch, update: int, micro_step: int
+        self, batch: PretrainingBatch, update: int, micro_batch: int
     ) -> PretrainingOutput:
         """Repeat a forward pass of an update on this process alone."""
         raise NotImplementedError
@@ -192,8 +192,7 @@ class HealthBrain(ResumableBrain):
     def _find_origin(self, update: int) -> Origin | None:
         for number, (ids, batch) in enumerate(self.data.remake(update)):
             batch = batch.to(self.device)
-            micro_step = (number + 1) % self.grad_accumulation_factor
-            forward = partial(self.forward_again, batch, update, micro_step)
+            forward = partial(self.forward_again, batch, update, number)
             origin = find_origin(self.model, batch, ids, forward)
             if origin is not None:
                 return origin

@@ -271,9 +271,10 @@ class PretrainingBrain(HealthBrain):
         self._report_unreadable(batch)
         update, micro_step = self.position()
         should_step = micro_step == 0
-        seed = derive_seed(self.hparams.seed, update, micro_step)
-        # Dropout is the one part that draws from the global stream.
-        torch.manual_seed(derive_seed(seed, self.rank))
+        # The last one of an update is number 0.
+        seed = self._seed(
+            update, (micro_step - 1) % self.data.sampler.accumulation
+        )
         with self.no_sync(not should_step):
             output = self._forward_in_order(batch, seed)
             loss = self.scaler.scale(output.loss / self.nominal_frames)
@@ -284,6 +285,18 @@ class PretrainingBrain(HealthBrain):
             self.optimizers_step()
         self.window.idle_since = time.perf_counter()
         return output.loss.detach()
+
+    def _seed(self, updates_done: int, micro_batch: int) -> int:
+        """Seed the dropout of a micro-batch; return the seed of layer drop.
+
+        Dropout belongs to the batch, and layers are dropped for the whole
+        update, so that neither depends on how many processes share it.
+        Dropout is the one part that draws from the global stream.
+        """
+        sampler, seed = self.data.sampler, self.hparams.seed
+        step = updates_done * sampler.accumulation + micro_batch
+        torch.manual_seed(derive_seed(seed, "dropout", sampler.number(step)))
+        return derive_seed(seed, "layer drop", updates_done)
 
     def _forward_in_order(
         self, batch: PretrainingBatch, seed: int
@@ -359,12 +372,11 @@ class PretrainingBrain(HealthBrain):
         )
 
     def forward_again(
-        self, batch: PretrainingBatch, update: int, micro_step: int
+        self, batch: PretrainingBatch, update: int, micro_batch: int
     ) -> PretrainingOutput:
         """Repeat a forward pass of an update, seeded alike, without DDP."""
         before = update - 1
-        seed = derive_seed(self.hparams.seed, before, micro_step)
-        torch.manual_seed(derive_seed(seed, self.rank))
+        seed = self._seed(before, micro_batch)
         with self.training_ctx:
             output: PretrainingOutput = self.model(
                 batch.wavs,

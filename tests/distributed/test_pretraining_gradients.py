@@ -18,7 +18,11 @@ import torch.distributed as dist
 from torch.nn.utils.rnn import pad_sequence
 
 from summarymixing import SummaryMixing, Wav2Vec2Encoder
-from summarymixing.data.batching import pad_wavs
+from summarymixing.data.batching import (
+    BatchPlan,
+    UpdateBatchSampler,
+    pad_wavs,
+)
 from summarymixing.lobes.features import num_frames
 from summarymixing.lobes.pretraining import (
     Wav2Vec2Pretraining,
@@ -83,7 +87,7 @@ class RecordingBrain(PretrainingBrain):
         )
 
 
-def make_model():
+def make_model(dropout=0.0, diversity_weight=2.0):
     torch.manual_seed(0)
     encoder = Wav2Vec2Encoder(
         mixer=partial(SummaryMixing, num_heads=2),
@@ -91,7 +95,7 @@ def make_model():
         d_model=8,
         d_ffn=16,
         kernel_size=5,
-        dropout=0.0,
+        dropout=dropout,
         layer_drop=0.4,
         num_mels=20,
         front_end_channels=6,
@@ -101,7 +105,7 @@ def make_model():
         num_codes=6,
         target_dim=8,
         num_negatives=10,
-        diversity_weight=2.0,
+        diversity_weight=diversity_weight,
     ).double()
     front_end = encoder.front_end
     mel_features = front_end.mel_features
@@ -152,14 +156,35 @@ def make_batches(rank=None):
             yield make_batch(lengths, seeds)
 
 
-def train(folder, loss_reduction, rank=None):
+def make_batches_of_all_in_turn():
+    """Yield those of all processes, as one process takes them."""
+    for of_ranks in zip(*map(make_batches, range(WORLD_SIZE)), strict=True):
+        yield from of_ranks
+
+
+def train(
+    folder,
+    loss_reduction,
+    rank=None,
+    *,
+    model=None,
+    batches=None,
+    accumulation=ACCUMULATION,
+):
     """Gradients of each update, and the parameters after the last one."""
-    model = make_model()
+    model = model or make_model()
+    sampler = UpdateBatchSampler(
+        BatchPlan([1.0], seed=0, batch_size=1),
+        rank=rank or 0,
+        world_size=1 if rank is None else WORLD_SIZE,
+        accumulation=accumulation,
+    )
     brain = RecordingBrain(
-        data=SimpleNamespace(hours=0.0),
+        data=SimpleNamespace(hours=0.0, sampler=sampler),
         modules={"model": model},
         hparams={
             **HPARAMS,
+            "grad_accumulation_factor": accumulation,
             "loss_reduction": loss_reduction,
             "output_folder": str(folder),
         },
@@ -170,7 +195,7 @@ def train(folder, loss_reduction, rank=None):
     # Not PretrainingBrain's, which also opens the log.
     sb.Brain.on_fit_start(brain)
     brain.modules.train()
-    for batch in make_batches(rank):
+    for batch in batches or make_batches(rank):
         brain.step += 1
         brain.fit_batch(batch)
     brain.window.sums.reduce()
@@ -178,6 +203,8 @@ def train(folder, loss_reduction, rank=None):
 
 
 REDUCTIONS = ("mean", "sum")
+# The diversity loss is that of all batches which are computed at once.
+DROPOUT = {"dropout": 0.3, "diversity_weight": 0.0}
 
 
 def work(rank, folder):
@@ -199,6 +226,9 @@ def work(rank, folder):
         reduction: train(folder / reduction, reduction, rank)
         for reduction in REDUCTIONS
     }
+    results["dropout"] = train(
+        folder / "dropout", "mean", rank, model=make_model(**DROPOUT)
+    )
     torch.save(results, folder / f"results{rank}.pt")
     dist.destroy_process_group()
 
@@ -235,6 +265,22 @@ def test_the_mean_over_frames_is_that_of_the_joint_batch(distributed, tmp_path):
     assert logged == pytest.approx(metrics, rel=1e-6)
 
 
+def test_dropout_and_layer_drop_are_those_of_one_process(distributed, tmp_path):
+    """With as many micro-batches in an update as all processes have."""
+    updates, parameters, _ = train(
+        tmp_path,
+        "mean",
+        model=make_model(**DROPOUT),
+        batches=make_batches_of_all_in_turn(),
+        accumulation=WORLD_SIZE * ACCUMULATION,
+    )
+    actual_updates, actual_parameters, _ = distributed[0]["dropout"]
+    torch.testing.assert_close(actual_updates, updates, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        actual_parameters, parameters, rtol=1e-6, atol=1e-8
+    )
+
+
 def test_the_sum_over_frames_is_averaged_over_processes(distributed, tmp_path):
     updates, *_ = train(tmp_path, "sum")
     actual = distributed[0]["sum"][0][0]
@@ -249,8 +295,7 @@ def test_the_cases_are_what_this_file_promises():
     patterns = {
         tuple(model.train().encoder.conformer._draw_layers(seed))
         for update in range(UPDATES)
-        for micro_step in (1, 0)
-        for seed in [derive_seed(HPARAMS["seed"], update, micro_step)]
+        for seed in [derive_seed(HPARAMS["seed"], "layer drop", update)]
     }
     assert len(patterns) > 1
     assert not all(all(kept) for kept in patterns)
