@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -438,16 +439,31 @@ def start_worker(_: Any) -> None:
 
     One thread each, for they are many already. Requests to stop are left to
     the training process: a scheduler sends them to the whole job, and a
-    worker that obeyed would break the run before it could save. It ends with
-    the thread that started it, also where that is killed while this process
-    waits for a disk: left to itself it would look after its parent between
-    two batches only, and keep its memory until then.
+    worker that obeyed would break the run before it could save.
     """
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """End where the process that started this one ends, at once.
+
+    A fork has a copy of every connection to the other ranks, which wait while
+    one is open. PyTorch lets a worker look after its parent, but not while
+    that waits for a disk; and where the parent has ended before the first
+    look, it takes whoever has adopted the orphan for it.
+    """
+    process = multiprocessing.current_process()
+    parent = multiprocessing.parent_process()
+    method = getattr(process, "_start_method", None)
+    if (method or multiprocessing.get_start_method()) == "forkserver":
+        return  # which stands in between
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and parent.pid != os.getppid():
+        os._exit(1)
 
 
 @atexit.register

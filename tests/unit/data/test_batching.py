@@ -1,5 +1,6 @@
 """Batches: all utterances, bounded, and a function of (seed, epoch) alone."""
 
+import multiprocessing
 import os
 import select
 import signal
@@ -316,21 +317,49 @@ def test_a_request_to_stop_leaves_the_workers_alone(number):
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def wait_as_a_worker(writing):
+    start_worker(0)
+    os.write(writing, b"w")
+    time.sleep(600)  # as for a disk that does not answer
+
+
+def begin_as_an_orphan(writing):
+    parent = os.getppid()
+    os.write(writing, b"w")
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    start_worker(0)
+    time.sleep(600)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="by a call of Linux")
-def test_a_worker_that_waits_ends_with_its_parent():
+@pytest.mark.parametrize("work", [wait_as_a_worker, begin_as_an_orphan])
+def test_a_worker_ends_with_its_parent(work):
     reading, writing = os.pipe()
     parent = os.fork()
     if parent == 0:
-        if os.fork() == 0:
-            start_worker(0)
-            os.write(writing, b"w")
-        time.sleep(600)  # the worker as for a disk that does not answer
+        context = multiprocessing.get_context("fork")
+        context.Process(target=work, args=(writing,), daemon=True).start()
+        time.sleep(600)
         os._exit(0)
     os.close(writing)
-    assert os.read(reading, 1) == b"w"
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
+    try:
+        assert os.read(reading, 1) == b"w"
+    finally:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
     # The end of the pipe: nobody is left who could write.
     assert select.select([reading], [], [], 60)[0]
     assert os.read(reading, 1) == b""
     os.close(reading)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_workers_of_every_kind_work(method):
+    loader = torch.utils.data.DataLoader(
+        torch.arange(4.0),
+        num_workers=1,
+        worker_init_fn=start_worker,
+        multiprocessing_context=method,
+    )
+    assert [float(x) for x in loader] == [0, 1, 2, 3]
