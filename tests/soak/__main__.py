@@ -64,7 +64,7 @@ PARTS: dict[str, tuple[int, dict[str, Any], tuple[str, ...], float]] = {
 
 def run_rank_faults() -> dict[str, Any]:
     """Run the tests in which one of two processes fails, dies or hangs."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/distributed"]
+    command = [sys.executable, "-m", "pytest", "tests/distributed"]
     start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
