@@ -296,7 +296,7 @@ VERDICTS = {
     ),
     "throughput_falling": Verdict(
         find_throughput_falling,
-        "Are other jobs on the machine, is a disk slow, a GPU hot?",
+        "Other jobs on the machine, a slow disk or a hot GPU may be why.",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Panel(NamedTuple):
     """One number over the course of runs."""
 
     title: str
-    key: str  # in the log; "rank_*": the last one of these by name
+    key: str  # in the log; "layer_*_rank": the last one of these by name
     of: str = ""  # the number of the same entry that it is a share of
     percent: bool = False
     is_log: bool = False
@@ -75,8 +76,8 @@ PANELS = (
         "latent_variance_share",
         caption="0 where all latents are the same.",
     ),
-    Panel("effective rank of the latents", "latent_rank"),
-    Panel("effective rank of the output", "layer_rank_*"),
+    Panel("effective rank of the latents", "latents_rank"),
+    Panel("effective rank of the output", "layer_*_rank"),
     Panel("learning rate", "learning_rate"),
     Panel(
         "audio (hours per hour)",
@@ -323,10 +324,9 @@ class PanelDrawing:
 
     def _series(self, run: RunHistory, stage: str) -> Series:
         key = self.panel.key
-        if key.endswith("*"):
+        if "*" in key:
             names = {name for e in run.of_stage(stage) for name in e}
-            found = (n for n in names if n.startswith(key[:-1]))
-            key = max(found, default=key)
+            key = max(fnmatch.filter(names, key), default=key)
         series = run.series(stage, key, self.panel.of, self.axis)
         if self.panel.percent:
             series = series._replace(values=100 * series.values)

@@ -72,8 +72,8 @@ def test_what_cannot_be_read_or_written_is_one_message(
 
 def test_a_run_is_kept_small_and_without_its_paths(type_command, run, tmp_path):
     kept = tmp_path / "kept"
-    entry = {"stage": "valid", "update": 50, "loss": 1.23456, "latent_rank": 9}
-    machine = {"audio_hours_per_hour": 30.0, "layer_rank_03": float("nan")}
+    entry = {"stage": "valid", "update": 50, "loss": 1.23456, "latents_rank": 9}
+    machine = {"audio_hours_per_hour": 30.0, "layer_03_rank": float("nan")}
     with (run / "log.jsonl").open("a") as file:
         file.write(json.dumps({**entry, **machine}) + "\n")
         verdict = {"stage": "verdict", "update": 50, "name": "slow_rank"}
@@ -86,8 +86,8 @@ def test_a_run_is_kept_small_and_without_its_paths(type_command, run, tmp_path):
         "stage": "valid",
         "update": 50,
         "loss": 1.23,
-        "latent_rank": 9.0,
-        "layer_rank_03": pytest.approx(float("nan"), nan_ok=True),
+        "latents_rank": 9.0,
+        "layer_03_rank": pytest.approx(float("nan"), nan_ok=True),
     }
     settings = (kept / "hyperparams.yaml").read_text()
     assert "/my/" not in settings

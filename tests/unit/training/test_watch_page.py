@@ -21,7 +21,9 @@ from summarymixing.training.watch_panels import (
     episodes_of,
     prepare,
 )
+from tests.conftest import ROOT
 
+REFERENCE = ROOT / "recipes/pretraining/reference_tiny"
 SETTINGS = """# Written on 2026-11-01 by:
 # train.py tiny.yaml --learning_rate={rate}
 learning_rate: {rate}
@@ -78,7 +80,7 @@ def train(update, **metrics):
 
 def valid(update):
     numbers = {"loss": 3.0, "accuracy": 0.3, "code_perplexity": 90.0}
-    ranks = {"latent_rank": 20.0, "layer_rank_00": 9.0, "layer_rank_03": 40.0}
+    ranks = {"latents_rank": 20.0, "layer_00_rank": 9.0, "layer_03_rank": 40.0}
     return {"stage": "valid", "update": update, **numbers, **ranks}
 
 
@@ -239,7 +241,7 @@ def test_curves_end_where_their_names_stand(runs):
 
 
 def test_the_output_is_the_last_layer(runs):
-    drawing = draw("layer_rank_*", *runs.values())
+    drawing = draw("layer_*_rank", *runs.values())
     assert drawing.axes.lines[0].get_ydata()[0] == 40.0
 
 
@@ -329,3 +331,11 @@ def test_more_runs_than_colours(write):
     looks = {(one.colour, one.dashes) for one in shown}
     assert len(looks) == 9
     assert not draw("loss", *many).axes.texts  # the legend has the names
+
+
+@pytest.mark.parametrize(
+    "key", [panel.key for panel in PANELS if not panel.of_machine]
+)
+def test_a_real_run_logs_what_is_drawn(key):
+    """The shipped reference is the log of one, without times."""
+    assert not draw(key, read_run(REFERENCE)).is_empty
