@@ -69,6 +69,12 @@ PANELS = (
         percent=True,
         caption="It means little where few codes are in use.",
     ),
+    Panel(
+        "ABX errors across speakers (%)",
+        "abx_across",
+        percent=True,
+        caption="Of runs with valid_items; a collapse shows here.",
+    ),
     Panel("codes in use (% of all)", "code_perplexity", "codes", percent=True),
     Panel("norm of the gradient", "gradient_norm", is_log=True),
     Panel(

@@ -1,6 +1,7 @@
 """Every pre-training file trains, resumes exactly and survives bad input."""
 
 import contextlib
+import datetime
 import gzip
 import json
 import os
@@ -30,9 +31,11 @@ from summarymixing.lobes.conformer import ConformerEncoderLayer
 from summarymixing.run import checkpoints
 from summarymixing.run.checkpoint_files import MANIFEST_NAME, seal
 from summarymixing.run.checkpoints import AtomicCheckpointer
+from summarymixing.run.history import read_run
 from summarymixing.run.launch import run
 from summarymixing.run.records import read_metrics
 from summarymixing.training import pretraining, pretraining_data
+from summarymixing.training.watch_page import make_page
 from tests.soak.kills import differences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -828,6 +831,9 @@ def test_items_of_a_validation_change_nothing_else(
     for entry in valid:
         for kind in ("within", "across"):
             assert 0 < entry[f"abx_{kind}"] <= 1
+    runs = {"with": read_run(tmp_path / "with")}
+    page = make_page(runs, None, datetime.datetime.now()).html()
+    assert "ABX errors across speakers" in page
 
 
 def test_items_without_their_audio_end_no_run(

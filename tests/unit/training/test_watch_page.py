@@ -334,8 +334,9 @@ def test_more_runs_than_colours(write):
 
 
 @pytest.mark.parametrize(
-    "key", [panel.key for panel in PANELS if not panel.of_machine]
+    "key",
+    [p.key for p in PANELS if not p.of_machine and p.key != "abx_across"],
 )
 def test_a_real_run_logs_what_is_drawn(key):
-    """The shipped reference is the log of one, without times."""
+    """The shipped reference is the log of one, without times or items."""
     assert not draw(key, read_run(REFERENCE)).is_empty
