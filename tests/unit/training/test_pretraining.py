@@ -63,8 +63,9 @@ def make_model():
 
 
 def make_brain(folder, model, **hparams):
+    plan = BatchPlan([1.0], seed=0, batch_size=1)
     return PretrainingBrain(
-        data=SimpleNamespace(hours=1.0),
+        data=SimpleNamespace(hours=1.0, sampler=UpdateBatchSampler(plan)),
         modules={"model": model},
         hparams={**HPARAMS, **hparams, "output_folder": str(folder)},
         run_opts={"device": "cpu", "noprogressbar": True},
