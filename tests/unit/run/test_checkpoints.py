@@ -139,9 +139,8 @@ def test_kill_at_every_step_leaves_a_whole_checkpoint(tmp_path, save):
         assert recovered.recover_if_possible() is not None
         assert weights.number() in (number, number + 1)
         number = int(weights.number())
-    # A fork of a process with threads may also abort, rarely: as sudden an end.
-    assert set(outcomes[:-1]) <= {-signal.SIGKILL, -signal.SIGABRT}
-    assert outcomes.count(-signal.SIGKILL) > 10
+    assert len(outcomes) > 10
+    assert set(outcomes[:-1]) == {-signal.SIGKILL}
     save(checkpointer, number + 1)
     assert hidden_names(tmp_path) == []
     assert len(checkpoint_files.checkpoint_folders(tmp_path)) == 1
